@@ -1,0 +1,1 @@
+"""The tunnel client: what connects, dials the local service and reconnects."""

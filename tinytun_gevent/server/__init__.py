@@ -1,0 +1,1 @@
+"""The tunnel server: what listens, routes and forwards."""

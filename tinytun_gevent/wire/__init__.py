@@ -1,0 +1,1 @@
+"""Bytes in, values and bytes out: no sockets and no greenlets below here."""
