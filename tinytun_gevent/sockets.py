@@ -1,0 +1,237 @@
+"""Connected sockets as the data path wants them: one interface over plain and TLS.
+
+A plain socket has a raw non-blocking path, which :class:`PlainEnd` uses; a TLS socket
+has none, so :class:`TlsEnd` leaves the work to the greenlet that owns the direction, with
+the ordinary blocking calls. :func:`end_of` is the only place that decides.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket as native
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import gevent
+from gevent import socket, ssl
+from gevent.hub import Hub
+
+USER_TIMEOUT: Final = 10_000
+"""Milliseconds that sent bytes may stay unacknowledged before the kernel gives up."""
+
+NOTSENT_LOWAT: Final = 128 * 1024
+"""Bytes that the kernel queues unsent, so that a small answer is not behind megabytes."""
+
+Buffer = bytes | bytearray | memoryview
+
+_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ESHUTDOWN)
+
+
+def tune(sock: socket.socket) -> None:
+    """Switches off Nagle's delay (40 ms a request where both ends wait for each other)."""
+    if sock.family in (native.AF_INET, native.AF_INET6):
+        sock.setsockopt(native.IPPROTO_TCP, native.TCP_NODELAY, 1)
+
+
+def tune_session(sock: socket.socket) -> None:
+    """Sets what a session's socket needs besides: a deadline for acknowledgements, a short queue."""
+    tune(sock)
+    if sock.family not in (native.AF_INET, native.AF_INET6):
+        return
+    for name, value in (("TCP_USER_TIMEOUT", USER_TIMEOUT), ("TCP_NOTSENT_LOWAT", NOTSENT_LOWAT)):
+        option = getattr(native, name, None)
+        if option is not None:
+            sock.setsockopt(native.IPPROTO_TCP, option, value)
+
+
+def acknowledged(sock: socket.socket) -> int | None:
+    """How many bytes the peer's kernel has acknowledged on this connection; None if unknown.
+
+    Linux tells it as ``tcpi_bytes_acked`` (64 bits at offset 120 of ``struct tcp_info``).
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        info = sock.getsockopt(native.IPPROTO_TCP, native.TCP_INFO, 128)
+    except OSError:
+        return None
+    return int(struct.unpack_from("=Q", info, 120)[0]) if len(info) >= 128 else None
+
+
+class PlainEnd:
+    """One plain socket, non-blocking underneath, blocking its greenlet where it says so.
+
+    At most one greenlet may wait for reading and one for writing. The socket belongs to
+    this object from now on: :meth:`close` and :meth:`abort` close it, and make whoever
+    waits on it raise ``OSError``.
+    """
+
+    direct: Final = True
+    __slots__ = ("_hub", "_reader", "_writer", "closed", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.closed = False
+        self._hub: Hub = gevent.get_hub()
+        self._reader: Any = None
+        self._writer: Any = None
+
+    def wait_readable(self) -> None:
+        """Blocks until there is something to read, or the end of it, or an error."""
+        if self.closed:
+            raise OSError(errno.EBADF, "closed")
+        if self._reader is None:
+            self._reader = self._hub.loop.io(self.sock.fileno(), 1)
+        self._hub.wait(self._reader)
+
+    def wait_writable(self) -> None:
+        """Blocks until the kernel takes more bytes, or there is an error."""
+        if self.closed:
+            raise OSError(errno.EBADF, "closed")
+        if self._writer is None:
+            self._writer = self._hub.loop.io(self.sock.fileno(), 2)
+        self._hub.wait(self._writer)
+
+    def recv_now(self, view: memoryview) -> int:
+        """Reads what there is: its length, 0 at the end of the input, -1 if nothing came yet."""
+        try:
+            return int(self.sock.recv_into(view))
+        except BlockingIOError:
+            return -1
+
+    def recv(self, size: int) -> bytes:
+        """Blocks for at least one byte; ``b""`` is the end of the input."""
+        while True:
+            self.wait_readable()
+            try:
+                return bytes(self.sock.recv(size))
+            except BlockingIOError:
+                continue
+
+    def send_now(self, data: Buffer) -> int:
+        """Sends what the kernel takes at once, which may be nothing; never blocks."""
+        try:
+            return int(self.sock.send(data))
+        except BlockingIOError:
+            return 0
+
+    def sendmsg_now(self, buffers: Sequence[Buffer]) -> int:
+        """As :meth:`send_now`, gathering from several buffers in one call."""
+        try:
+            return int(self.sock.sendmsg(buffers))
+        except BlockingIOError:
+            return 0
+
+    def sendall(self, data: Buffer) -> None:
+        """Blocks until the kernel has taken all of ``data``."""
+        sent = self.send_now(data)
+        if sent == len(data):
+            return
+        with memoryview(data) as view:
+            while sent < len(view):
+                self.wait_writable()
+                sent += self.send_now(view[sent:])
+
+    def finish_writing(self) -> None:
+        """Half-closes: the peer reads the end of the input, and may go on sending."""
+        if not self.closed:
+            self.sock.shutdown(native.SHUT_WR)
+
+    def close(self) -> None:
+        """Closes the socket; idempotent. Waiters on it raise ``OSError``."""
+        if self.closed:
+            return
+        self.closed = True
+        self._release(self.sock.close)
+
+    def abort(self) -> None:
+        """Closes with a reset, so that the peer cannot take what it has for the whole."""
+        if not self.closed:
+            set_reset(self.sock)
+            self.close()
+
+    def _release(self, then: Callable[[], None]) -> None:
+        error = OSError(errno.EBADF, "closed by this side")
+        watchers = (self._reader, self._writer)
+        self._reader = self._writer = None
+        self._hub.cancel_waits_close_and_then(watchers, error, then)
+
+
+class TlsEnd:
+    """One TLS socket behind the interface of :class:`PlainEnd`, without its direct path."""
+
+    direct: Final = False
+    __slots__ = ("closed", "sock")
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        sock.setblocking(True)
+        self.sock = sock
+        self.closed = False
+
+    def wait_readable(self) -> None:
+        """Returns at once: readable ciphertext need not hold data, so reading has to wait."""
+
+    def recv_now(self, view: memoryview) -> int:
+        """Blocks until there are bytes: their length, or 0 at the end of the input."""
+        return int(self.sock.recv_into(view, len(view)))
+
+    def recv(self, size: int) -> bytes:
+        return bytes(self.sock.recv(size))
+
+    def send_now(self, data: Buffer) -> int:
+        return 0
+
+    def sendmsg_now(self, buffers: Sequence[Buffer]) -> int:
+        return 0
+
+    def sendall(self, data: Buffer) -> None:
+        self.sock.sendall(data)
+
+    def finish_writing(self) -> None:
+        """Half-closes by TLS's own close_notify (RFC 8446 §6.1); reading goes on.
+
+        ``unwrap`` would also wait for the peer's, which may be minutes away.
+        """
+        layer = getattr(self.sock, "_sslobj", None)
+        if self.closed or layer is None:
+            return
+        try:
+            layer.shutdown()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLSyscallError, ssl.SSLZeroReturnError):
+            pass
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.sock.close()
+
+    def abort(self) -> None:
+        if not self.closed:
+            set_reset(self.sock)
+            self.close()
+
+
+End = PlainEnd | TlsEnd
+
+
+def end_of(sock: socket.socket) -> End:
+    """Wraps a connected socket, which belongs to the result from now on."""
+    return TlsEnd(sock) if isinstance(sock, ssl.SSLSocket) else PlainEnd(sock)
+
+
+def set_reset(sock: socket.socket) -> None:
+    """Makes the next close of ``sock`` a reset (RST) instead of a clean end (FIN)."""
+    try:
+        sock.setsockopt(native.SOL_SOCKET, native.SO_LINGER, struct.pack("ii", 1, 0))
+    except OSError:
+        pass
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether ``error`` only says that the other side has left."""
+    return error.errno in _GONE
+
+

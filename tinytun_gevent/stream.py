@@ -1,0 +1,181 @@
+"""One stream of a session: a two-way flow of bytes that behaves like a socket."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from gevent.event import Event
+
+from tinytun_gevent.errors import SessionError, StreamResetError
+from tinytun_gevent.flow import ReceiveWindow
+from tinytun_gevent.wire.http2 import Field
+
+if TYPE_CHECKING:
+    from tinytun_gevent.session import Session
+    from tinytun_gevent.sockets import Buffer, End
+
+NO_ERROR: Final = 0
+PROTOCOL_ERROR: Final = 1
+REFUSED_STREAM: Final = 7
+CANCEL: Final = 8
+
+
+class Receiver(Protocol):
+    """What a stream delivers to. Everything is called by the session's reader.
+
+    So nothing here may block or switch greenlets, and a view passed to :meth:`data` is
+    only valid during the call. After :meth:`eof` or :meth:`aborted` no more data comes.
+    """
+
+    def data(self, view: memoryview) -> None:
+        """Takes bytes, and calls ``stream.consumed`` when they have been delivered."""
+
+    def eof(self) -> None:
+        """The peer half-closed: the bytes so far are the whole."""
+
+    def aborted(self, error: SessionError) -> None:
+        """The stream was reset, or its session ended: the bytes so far are a part."""
+
+
+class Stream:
+    """A stream as :meth:`Session.open` returns it or ``on_stream`` gets it.
+
+    Set ``receiver`` before the session's reader runs again. Sending blocks the calling
+    greenlet for flow control and for its turn on the socket; one greenlet at a time may
+    send. A stream is over when both directions have ended, or at a reset.
+    """
+
+    __slots__ = (
+        "_error",
+        "_window_open",
+        "accepted",
+        "id",
+        "local_ended",
+        "opened_at",
+        "peer_fields",
+        "receive_window",
+        "received",
+        "receiver",
+        "remote_ended",
+        "sent",
+        "session",
+    )
+
+    def __init__(self, session: Session, stream_id: int, peer_fields: list[Field]) -> None:
+        self.session = session
+        self.id = stream_id
+        #: The fields of the request (acceptor), empty on streams that this side opened.
+        self.peer_fields = peer_fields
+        self.receiver: Receiver | None = None
+        #: Whether the peer's ``:status 200`` has come (opener).
+        self.accepted = False
+        self.local_ended = False
+        self.remote_ended = False
+        #: DATA bytes, both ways, since the stream was opened.
+        self.received = 0
+        self.sent = 0
+        self.opened_at = time.monotonic()
+        self.receive_window = ReceiveWindow(self.opened_at)
+        self._error: SessionError | None = None
+        self._window_open: Event | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more will be sent or received."""
+        return self._error is not None or (self.local_ended and self.remote_ended)
+
+    @property
+    def error(self) -> SessionError | None:
+        """Why the stream was aborted, if it was."""
+        return self._error
+
+    @property
+    def send_window(self) -> int:
+        """Bytes that the peer takes now on this stream, its share of the session included."""
+        return self.session.send_window(self.id)
+
+    def accept(self) -> None:
+        """Answers ``:status 200`` (acceptor). Never blocks."""
+        self.session.send_response(self)
+
+    def sendall(self, data: Buffer) -> None:
+        """Sends ``data``; blocks until the kernel has all of it.
+
+        Raises :class:`StreamResetError` or :class:`SessionClosedError`.
+        """
+        with memoryview(data) as view:
+            sent = 0
+            while sent < len(view):
+                window = self.wait_window()
+                sent += self.session.send_data(self, view[sent:], window)
+
+    def send_from(self, source: End) -> int:
+        """Moves once what ``source`` has to read: bytes moved, 0 at its end.
+
+        Blocks until there is something to move and a window for it. Nothing is buffered
+        meanwhile, so backpressure reaches the source's own kernel. Raises ``OSError`` for
+        the source and :class:`SessionError` for the stream.
+        """
+        while True:
+            source.wait_readable()
+            window = self.wait_window()
+            moved = self.session.send_data_from(self, source, window)
+            if moved >= 0:
+                return moved
+
+    def shutdown(self) -> None:
+        """Half-closes: END_STREAM. Idempotent, never blocks, no error on a stream that is over."""
+        if not self.local_ended and self._error is None:
+            self.session.end_stream(self)
+
+    def reset(self, code: int = CANCEL) -> None:
+        """Aborts the stream in both directions. Idempotent, never blocks.
+
+        The receiver is told too, by :meth:`Receiver.aborted`.
+        """
+        if not self.closed:
+            self.session.reset_stream(self, code)
+
+    def consumed(self, count: int) -> None:
+        """Says that ``count`` received bytes have been delivered; may give the peer credit."""
+        if self.receive_window.deliver(count) and not self.remote_ended:
+            self.session.credit(self)
+
+    def rest(self) -> None:
+        """Says that the stream goes idle between uses, so that it keeps no grown window."""
+        self.receive_window.shrink(time.monotonic())
+
+    def wait_window(self) -> int:
+        """Blocks until at least one byte may be sent; returns how many."""
+        while True:
+            if self._error is not None:
+                raise self._error
+            if self.local_ended:
+                raise StreamResetError(NO_ERROR, remote=False)
+            window = self.session.send_window(self.id)
+            if window > 0:
+                return window
+            self._window_open = Event()
+            self.session.block(self)
+            try:
+                self._window_open.wait()
+            finally:
+                self._window_open = None
+                self.session.unblock(self)
+
+    # The session calls what follows.
+
+    def wake(self) -> None:
+        """Lets :meth:`wait_window` look again."""
+        if self._window_open is not None:
+            self._window_open.set()
+
+    def abort(self, error: SessionError) -> None:
+        """Ends the stream with ``error``, the first of which is the one remembered."""
+        if self._error is not None:
+            return
+        self._error = error
+        self.wake()
+        if self.receiver is not None:
+            self.receiver.aborted(error)

@@ -1,0 +1,201 @@
+"""HTTP/2 control: h2's connection, adapted, and the few frames that bypass it.
+
+h2 does what is hard to get right: preface, SETTINGS, HPACK, HEADERS, stream states,
+PING, GOAWAY and RST_STREAM. DATA and WINDOW_UPDATE, which the product spends its life
+on, are framed here by hand (RFC 9113 §4.1, §6.1, §6.9).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Any, Final
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes, _error_code_from_int
+from h2.events import ConnectionTerminated, Event
+from h2.exceptions import StreamClosedError, StreamIDTooLowError
+from h2.settings import SettingCodes, Settings
+from h2.stream import StreamClosedBy
+from hpack.hpack import Decoder
+from hpack.struct import HeaderTuple, NeverIndexedHeaderTuple
+from hyperframe.frame import GoAwayFrame, RstStreamFrame
+
+Field = tuple[bytes, bytes]
+
+DATA: Final = 0
+HEADERS: Final = 1
+SETTINGS: Final = 4
+PUSH_PROMISE: Final = 5
+WINDOW_UPDATE: Final = 8
+CONTINUATION: Final = 9
+
+END_STREAM: Final = 0x1
+END_HEADERS: Final = 0x4
+PADDED: Final = 0x8
+
+FRAME_HEAD: Final = 9
+"""Bytes of a frame header (RFC 9113 §4.1)."""
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+MAX_WINDOW: Final = 2**31 - 1
+CONTROL_FRAME_MAX: Final = 16384
+"""Longest frame, other than DATA, that is worth buffering: what every peer may send (§4.2)."""
+
+REQUEST_FIELDS: Final[tuple[Field, ...]] = (
+    (b":method", b"GET"),
+    (b":scheme", b"http"),
+    (b":path", b"/"),
+    (b":authority", b"tunnel"),
+)
+"""What opens a stream: the original's client insists on ``:scheme``, h2 on ``:authority``."""
+
+RESPONSE_FIELDS: Final[tuple[Field, ...]] = ((b":status", b"200"),)
+
+_HEAD = struct.Struct(">BHBBL")
+_UPDATE = struct.Struct(">BHBBLL")
+
+
+def pack_head(buffer: bytearray | memoryview, length: int, kind: int, flags: int, stream_id: int) -> None:
+    """Writes a frame header into the first nine bytes of ``buffer``."""
+    _HEAD.pack_into(buffer, 0, length >> 16, length & 0xFFFF, kind, flags, stream_id)
+
+
+def unpack_head(buffer: bytes | bytearray | memoryview, offset: int) -> tuple[int, int, int, int]:
+    """Reads a frame header: ``(length, type, flags, stream id)``, reserved bit removed."""
+    high, low, kind, flags, stream_id = _HEAD.unpack_from(buffer, offset)
+    return high << 16 | low, kind, flags, stream_id & 0x7FFFFFFF
+
+
+def window_update(stream_id: int, increment: int) -> bytes:
+    """A WINDOW_UPDATE frame; stream 0 is the connection (RFC 9113 §6.9)."""
+    return _UPDATE.pack(0, 4, WINDOW_UPDATE, 0, stream_id, increment)
+
+
+def empty_data(stream_id: int, flags: int = 0) -> bytes:
+    """A DATA frame without payload: how h2 learns of DATA that did not pass through it."""
+    return _HEAD.pack(0, 0, DATA, flags, stream_id)
+
+
+def goaway(last_stream_id: int, code: int = 0, reason: bytes = b"") -> bytes:
+    """A GOAWAY frame, built without telling h2, which would refuse all later frames."""
+    return GoAwayFrame(0, last_stream_id, code, reason[:256]).serialize()
+
+
+def request_fields(visitor: str | None = None) -> list[HeaderTuple]:
+    """The fields that open a stream; ``visitor`` (``ip:port``) is kept out of HPACK's table.
+
+    An address would push everything else out of the table and be of no use to anyone later.
+    """
+    fields: list[HeaderTuple] = [HeaderTuple(*field) for field in REQUEST_FIELDS]
+    if visitor is not None:
+        fields.append(NeverIndexedHeaderTuple(b"x-tinytun-visitor", visitor.encode("ascii")))
+    return fields
+
+
+class _AuthorityDecoder(Decoder):
+    """Adds the ``:authority`` that the original's server never sends and h2 insists on."""
+
+    def decode(self, data: bytes, raw: bool = False) -> Iterable[Any]:
+        fields = list(super().decode(data, raw=raw))
+        names = {bytes(field[0]) if isinstance(field[0], bytes) else field[0] for field in fields}
+        if b":method" in names and not names & {b":authority", b"host"}:
+            pseudo = sum(1 for name, _ in fields if name.startswith(b":"))
+            fields.insert(pseudo, HeaderTuple(b":authority", b"tunnel"))
+        return fields
+
+
+class Connection(H2Connection):
+    """h2's connection with its costs and surprises for this use taken out.
+
+    - It keeps no count of open streams: the session does, and h2's own count scans all of
+      them for each new one. Call :meth:`forget` when a stream is over.
+    - A GOAWAY, sent (by :func:`goaway`) or received, leaves running streams alone.
+    - It does not build ``repr(frame)`` for a logger that is off (12 % of a server's time).
+    """
+
+    # Each remembered stream costs about 100 bytes; h2's 65536 would be 6 MB a session.
+    MAX_CLOSED_STREAMS = 4096
+
+    def __init__(self, *, opener: bool, max_streams: int, window: int, max_frame: int) -> None:
+        """``opener`` opens streams (HTTP/2's client); ``max_streams`` is what the peer may open.
+
+        ``window`` is the initial window of a stream and ``max_frame`` the longest frame that
+        is taken, both in bytes.
+        """
+        super().__init__(
+            H2Configuration(
+                client_side=opener,
+                header_encoding=None,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
+        values = {
+            SettingCodes.HEADER_TABLE_SIZE: 4096,
+            SettingCodes.ENABLE_PUSH: 0,
+            SettingCodes.MAX_CONCURRENT_STREAMS: max_streams,
+            SettingCodes.INITIAL_WINDOW_SIZE: window,
+            SettingCodes.MAX_FRAME_SIZE: max_frame,
+            SettingCodes.MAX_HEADER_LIST_SIZE: 16384,
+        }
+        self.local_settings = Settings(client=opener, initial_values=values)
+        self.max_inbound_frame_size = max_frame
+        if not opener:
+            self.decoder = _AuthorityDecoder()
+        self.decoder.max_header_list_size = 16384
+
+    @property
+    def open_outbound_streams(self) -> int:
+        return 0
+
+    @property
+    def open_inbound_streams(self) -> int:
+        return 0
+
+    def forget(self, stream_id: int) -> None:
+        """Drops the state of a stream that is over, keeping how it ended (bounded)."""
+        stream = self.streams.pop(stream_id, None)
+        if stream is not None:
+            self._closed_streams[stream_id] = stream.closed_by
+
+    def was_reset_by_us(self, stream_id: int) -> bool:
+        """Whether frames for this stream are stragglers that §5.1 says to ignore."""
+        return self._stream_closed_by(stream_id) is StreamClosedBy.SEND_RST_STREAM
+
+    def take_output(self) -> bytes:
+        """The control frames that h2 wants sent, once."""
+        return self.data_to_send()
+
+    def _receive_frame(self, frame: Any) -> list[Event]:
+        try:
+            frames, events = self._frame_dispatch_table[frame.__class__](frame)
+        except StreamClosedError as error:
+            if not self._stream_is_closed_by_reset(error.stream_id):
+                raise
+            self._refuse(error.stream_id, error.error_code)
+            return list(error._events)
+        except StreamIDTooLowError as error:
+            if self._stream_is_closed_by_reset(error.stream_id):
+                self._refuse(error.stream_id, ErrorCodes.STREAM_CLOSED)
+                return []
+            if self._stream_is_closed_by_end(error.stream_id):
+                raise StreamClosedError(error.stream_id) from error
+            raise
+        self._prepare_for_sending(frames)
+        return list(events)
+
+    def _refuse(self, stream_id: int, code: ErrorCodes) -> None:
+        frame = RstStreamFrame(stream_id)
+        frame.error_code = code
+        self._prepare_for_sending([frame])
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Any], list[Event]]:
+        event = ConnectionTerminated()
+        event.error_code = _error_code_from_int(frame.error_code)
+        event.last_stream_id = frame.last_stream_id
+        event.additional_data = frame.additional_data or None
+        return [], [event]
+
+

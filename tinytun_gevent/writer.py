@@ -1,0 +1,240 @@
+"""The sending half of a session: control frames first, then DATA, one sender at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import gevent
+from gevent.event import Event
+from gevent.hub import Waiter
+
+from tinytun_gevent.sockets import Buffer, End
+from tinytun_gevent.wire import http2
+
+CHUNK: Final = 256 * 1024
+"""DATA bytes sent at one turn when nobody else wants one."""
+
+SHARED_CHUNK: Final = 64 * 1024
+"""… and when somebody does, so that a small answer does not wait behind a long one."""
+
+CONTROL_LIMIT: Final = 64 * 1024
+"""Bytes of control frames that may wait unsent before the session stops reading."""
+
+_scratch: list[bytearray] = []
+"""Buffers for one frame each; as many as senders were ever blocked at once."""
+
+
+class TurnLock:
+    """A lock that is handed on in the order of asking, so that streams take turns."""
+
+    def __init__(self) -> None:
+        self.held = False
+        self._waiting: deque[Waiter] = deque()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for it."""
+        return bool(self._waiting)
+
+    def acquire(self) -> None:
+        """Blocks until it is this greenlet's turn."""
+        if not self.held:
+            self.held = True
+            return
+        waiter: Waiter[None] = Waiter()
+        self._waiting.append(waiter)
+        try:
+            waiter.get()
+        except BaseException:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+            else:
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Hands the lock to whoever has waited longest."""
+        assert self.held
+        if self._waiting:
+            gevent.get_hub().loop.run_callback(self._waiting.popleft().switch, None)
+        else:
+            self.held = False
+
+
+class Writer:
+    """Owns the order of what a session's socket sends.
+
+    The session's reader must never wait here: it calls :meth:`control` only, which queues
+    and sends what the kernel takes at once. With a reader that waited for the lock, both
+    ends deadlocked under load in both directions. What could not be sent goes out before
+    the next DATA frame, or by a greenlet that lives as long as there is something left.
+    """
+
+    def __init__(self, end: End, failed: Callable[[OSError], None]) -> None:
+        """``failed`` is called once when the socket cannot be written to any more."""
+        self._end = end
+        self._failed = failed
+        self._control = bytearray()
+        self._lock = TurnLock()
+        self._drained = Event()
+        #: Bytes handed to the kernel so far, and those that a frame under way still holds.
+        self.sent = 0
+        self.unsent = 0
+
+    @property
+    def pending(self) -> int:
+        """Bytes of control frames that wait."""
+        return len(self._control)
+
+    @property
+    def end_offset(self) -> int:
+        """Where in the sent bytes a control frame queued now would end."""
+        return self.sent + self.unsent + len(self._control)
+
+    def queue(self, frames: Buffer) -> None:
+        """Queues whole control frames, to go with whatever is sent next. Never blocks."""
+        self._control += frames
+
+    def control(self, frames: Buffer = b"") -> None:
+        """Queues whole control frames and sends what the kernel takes now. Never blocks."""
+        if frames:
+            self._control += frames
+        if self._control and not self._lock.held:
+            self._lock.held = True
+            self._release()
+
+    def wait_drained(self) -> None:
+        """Blocks while more than :data:`CONTROL_LIMIT` bytes of control frames wait."""
+        while len(self._control) > CONTROL_LIMIT:
+            self._drained.clear()
+            self._drained.wait()
+
+    def wake(self) -> None:
+        """Ends :meth:`wait_drained`: the session is over."""
+        self._control.clear()
+        self._drained.set()
+
+    def send_data(self, stream_id: int, payload: memoryview, allow: Callable[[int], int]) -> int:
+        """Sends one DATA frame with as much of ``payload`` as is allowed; returns how much.
+
+        ``allow`` gets the bytes wanted when the turn has come, and answers and charges what
+        the windows permit, or raises. Blocks for the turn and until the kernel has the frame.
+        """
+        self._lock.acquire()
+        try:
+            count = allow(min(len(payload), SHARED_CHUNK if self._lock.wanted else CHUNK))
+            if count:
+                head = bytearray(http2.FRAME_HEAD)
+                http2.pack_head(head, count, http2.DATA, 0, stream_id)
+                self._send(head, payload[:count])
+            return count
+        finally:
+            self._release()
+
+    def send_data_from(
+        self,
+        stream_id: int,
+        source: End,
+        allow: Callable[[int], int],
+        charge: Callable[[int], None],
+        gate: Callable[[memoryview], int] | None,
+    ) -> int:
+        """Reads once from ``source`` and sends that as one DATA frame, in one system call.
+
+        Returns the bytes read: 0 at the end of the input, -1 if there was nothing. ``gate``
+        says how many of the bytes may be passed on; it keeps the others and may raise.
+        """
+        self._lock.acquire()
+        buffer = _scratch.pop() if _scratch else bytearray(http2.FRAME_HEAD + CHUNK)
+        try:
+            count = allow(SHARED_CHUNK if self._lock.wanted else CHUNK)
+            if not count:
+                return -1
+            view = memoryview(buffer)
+            got = source.recv_now(view[http2.FRAME_HEAD : http2.FRAME_HEAD + count])
+            if got <= 0:
+                return got
+            passed = got if gate is None else gate(view[http2.FRAME_HEAD : http2.FRAME_HEAD + got])
+            if passed:
+                charge(passed)
+                http2.pack_head(buffer, passed, http2.DATA, 0, stream_id)
+                self._send(view[: http2.FRAME_HEAD + passed])
+            return got
+        finally:
+            _scratch.append(buffer)
+            self._release()
+
+    def _send(self, *parts: Buffer) -> None:
+        """Sends the queued control frames and ``parts`` behind them. Blocks; needs the lock."""
+        assert self._lock.held
+        if self._control:
+            control, self._control = self._control, bytearray()
+            parts = (control, *parts)
+            self._drained.set()
+        self.unsent = sum(map(len, parts))
+        try:
+            while parts:
+                first = parts[0]
+                if len(parts) == 1:
+                    sent = self._end.send_now(first)
+                else:
+                    sent = self._end.sendmsg_now(parts)
+                parts = self._rest(parts, sent)
+        except OSError as error:
+            self._failed(error)
+            raise
+
+    def _rest(self, parts: tuple[Buffer, ...], sent: int) -> tuple[Buffer, ...]:
+        """What of ``parts`` is left after ``sent`` bytes, once the kernel takes more. Blocks."""
+        self.sent += sent
+        self.unsent -= sent
+        if not self.unsent:
+            return ()
+        if not self._end.direct:
+            whole = b"".join(parts)
+            self._end.sendall(whole)
+            self.sent += len(whole)
+            self.unsent = 0
+            return ()
+        rest: list[Buffer] = []
+        for part in parts:
+            if sent >= len(part):
+                sent -= len(part)
+            else:
+                rest.append(memoryview(part)[sent:])
+                sent = 0
+        self._end.wait_writable()
+        return tuple(rest)
+
+    def _release(self) -> None:
+        """Gives the turn on; with nobody waiting, sends queued control frames first."""
+        assert self._lock.held
+        if self._control and not self._lock.wanted:
+            try:
+                sent = self._end.send_now(self._control)
+            except OSError as error:
+                self._control.clear()
+                self._lock.release()
+                self._failed(error)
+                return
+            self.sent += sent
+            del self._control[:sent]
+            if self._control:
+                gevent.spawn(self._drain)
+                return
+            self._drained.set()
+        self._lock.release()
+
+    def _drain(self) -> None:
+        """Sends the rest of the control queue in blocking style, holding the turn."""
+        try:
+            while self._control:
+                self._send()
+        except OSError:
+            self._control.clear()
+        finally:
+            self._release()
+
+
