@@ -18,6 +18,12 @@ import gevent
 from gevent import socket, ssl
 from gevent.hub import Hub
 
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 USER_TIMEOUT: Final = 10_000
 """Milliseconds that sent bytes may stay unacknowledged before the kernel gives up."""
 
@@ -58,6 +64,14 @@ def acknowledged(sock: socket.socket) -> int | None:
     except OSError:
         return None
     return int(struct.unpack_from("=Q", info, 120)[0]) if len(info) >= 128 else None
+
+
+def queued(sock: socket.socket) -> int:
+    """Bytes handed to the kernel that the peer's has not acknowledged; 0 if unknown."""
+    if fcntl is None or not sys.platform.startswith("linux"):
+        return 0
+    answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4)
+    return int(struct.unpack("=i", answer)[0])
 
 
 class PlainEnd:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from gevent.event import Event
@@ -19,6 +20,11 @@ NO_ERROR: Final = 0
 PROTOCOL_ERROR: Final = 1
 REFUSED_STREAM: Final = 7
 CANCEL: Final = 8
+
+COPY_SIZE: Final = 64 * 1024
+"""Bytes read at once from a TLS source, which has no direct path."""
+
+Gate = Callable[[memoryview], int]
 
 
 class Receiver(Protocol):
@@ -107,22 +113,31 @@ class Stream:
         with memoryview(data) as view:
             sent = 0
             while sent < len(view):
-                window = self.wait_window()
-                sent += self.session.send_data(self, view[sent:], window)
+                self.wait_window()
+                sent += self.session.send_data(self, view[sent:])
 
-    def send_from(self, source: End) -> int:
-        """Moves once what ``source`` has to read: bytes moved, 0 at its end.
+    def send_from(self, source: End, limit: int = 0, gate: Gate | None = None) -> int:
+        """Moves once what ``source`` has to read: bytes read, 0 at its end.
 
         Blocks until there is something to move and a window for it. Nothing is buffered
-        meanwhile, so backpressure reaches the source's own kernel. Raises ``OSError`` for
-        the source and :class:`SessionError` for the stream.
+        meanwhile, so backpressure reaches the source's own kernel. At most ``limit`` bytes
+        are read, if it is not 0; ``gate`` is shown them, says how many may pass and keeps the
+        rest. Raises ``OSError`` for the source and :class:`SessionError` for the stream.
         """
+        if not source.direct:
+            return self._send_copied(source, limit or COPY_SIZE, gate)
         while True:
             source.wait_readable()
-            window = self.wait_window()
-            moved = self.session.send_data_from(self, source, window)
+            self.wait_window()
+            moved = self.session.send_data_from(self, source, limit, gate)
             if moved >= 0:
                 return moved
+
+    def _send_copied(self, source: End, limit: int, gate: Gate | None) -> int:
+        data = source.recv(min(limit, COPY_SIZE))
+        view = memoryview(data)
+        self.sendall(view if gate is None else view[: gate(view)])
+        return len(data)
 
     def shutdown(self) -> None:
         """Half-closes: END_STREAM. Idempotent, never blocks, no error on a stream that is over."""
@@ -139,6 +154,9 @@ class Stream:
 
     def consumed(self, count: int) -> None:
         """Says that ``count`` received bytes have been delivered; may give the peer credit."""
+        if self._error is not None:
+            return
+        self.session.backlog -= count
         if self.receive_window.deliver(count) and not self.remote_ended:
             self.session.credit(self)
 
@@ -176,6 +194,7 @@ class Stream:
         if self._error is not None:
             return
         self._error = error
+        self.session.backlog -= self.receive_window.undelivered
         self.wake()
         if self.receiver is not None:
             self.receiver.aborted(error)

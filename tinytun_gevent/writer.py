@@ -10,6 +10,7 @@ import gevent
 from gevent.event import Event
 from gevent.hub import Waiter
 
+from tinytun_gevent.errors import SessionClosedError
 from tinytun_gevent.sockets import Buffer, End
 from tinytun_gevent.wire import http2
 
@@ -107,14 +108,16 @@ class Writer:
 
     def wait_drained(self) -> None:
         """Blocks while more than :data:`CONTROL_LIMIT` bytes of control frames wait."""
-        while len(self._control) > CONTROL_LIMIT:
+        self._wait_below(CONTROL_LIMIT)
+
+    def wait_empty(self) -> None:
+        """Blocks until no control frame waits."""
+        self._wait_below(0)
+
+    def _wait_below(self, limit: int) -> None:
+        while len(self._control) > limit:
             self._drained.clear()
             self._drained.wait()
-
-    def wake(self) -> None:
-        """Ends :meth:`wait_drained`: the session is over."""
-        self._control.clear()
-        self._drained.set()
 
     def send_data(self, stream_id: int, payload: memoryview, allow: Callable[[int], int]) -> int:
         """Sends one DATA frame with as much of ``payload`` as is allowed; returns how much.
@@ -184,7 +187,7 @@ class Writer:
                 parts = self._rest(parts, sent)
         except OSError as error:
             self._failed(error)
-            raise
+            raise SessionClosedError(f"the session's connection was lost: {error}") from error
 
     def _rest(self, parts: tuple[Buffer, ...], sent: int) -> tuple[Buffer, ...]:
         """What of ``parts`` is left after ``sent`` bytes, once the kernel takes more. Blocks."""
@@ -215,7 +218,7 @@ class Writer:
             try:
                 sent = self._end.send_now(self._control)
             except OSError as error:
-                self._control.clear()
+                self._forget()
                 self._lock.release()
                 self._failed(error)
                 return
@@ -232,9 +235,14 @@ class Writer:
         try:
             while self._control:
                 self._send()
-        except OSError:
-            self._control.clear()
+        except SessionClosedError:
+            self._forget()
         finally:
             self._release()
+
+    def _forget(self) -> None:
+        """Drops what can no longer be sent."""
+        self._control.clear()
+        self._drained.set()
 
 
