@@ -187,8 +187,7 @@ class Session:
 
     def _hang_up(self) -> None:
         """Closes the socket as soon as the GOAWAY is on its way."""
-        with gevent.Timeout(HANG_UP, False):
-            self._writer.wait_empty()
+        gevent.with_timeout(HANG_UP, self._writer.wait_empty, timeout_value=None)
         self._end.close()
 
     # -- streams ------------------------------------------------------------

@@ -188,6 +188,9 @@ class TlsEnd:
     def wait_readable(self) -> None:
         """Returns at once: readable ciphertext need not hold data, so reading has to wait."""
 
+    def wait_writable(self) -> None:
+        """Returns at once: :meth:`sendall` waits."""
+
     def recv_now(self, view: memoryview) -> int:
         """Blocks until there are bytes: their length, or 0 at the end of the input."""
         return int(self.sock.recv_into(view, len(view)))

@@ -32,7 +32,7 @@ class TurnLock:
 
     def __init__(self) -> None:
         self.held = False
-        self._waiting: deque[Waiter] = deque()
+        self._waiting: deque[Waiter[None]] = deque()
 
     @property
     def wanted(self) -> bool:
@@ -179,11 +179,8 @@ class Writer:
         self.unsent = sum(map(len, parts))
         try:
             while parts:
-                first = parts[0]
-                if len(parts) == 1:
-                    sent = self._end.send_now(first)
-                else:
-                    sent = self._end.sendmsg_now(parts)
+                single = len(parts) == 1
+                sent = self._end.send_now(parts[0]) if single else self._end.sendmsg_now(parts)
                 parts = self._rest(parts, sent)
         except OSError as error:
             self._failed(error)
