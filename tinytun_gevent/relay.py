@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 import gevent
@@ -22,27 +23,48 @@ GATHER: Final = 64
 
 
 class SocketSink:
-    """Delivers a stream's bytes to a socket: the receiver of that stream.
+    """Delivers a stream's bytes to a socket; by itself it is the receiver of that stream.
 
     The session's reader writes at once what the kernel takes; only the rest is copied, and
     a greenlet that lives as long as there is a rest sends it in blocking style. Credit goes
     to the peer as bytes are delivered, so the backlog never exceeds the stream's window.
 
-    Without a socket yet (the local service is being dialed) everything is backlog.
+    Without a socket yet (the local service is being dialed) everything is backlog. A visitor
+    of the HTTP edge keeps one sink and sets ``stream`` anew for each exchange.
     """
 
-    __slots__ = ("_backlog", "_draining", "_eof", "_on_lost", "done", "end", "stream")
+    __slots__ = ("_backlog", "_draining", "_eof", "_ended", "end", "on_drained", "on_lost", "stream")
 
-    def __init__(self, stream: Stream, end: End | None = None, on_lost: Callable[[], None] | None = None):
-        """``on_lost`` is called when the socket takes no more; without it the stream is reset."""
+    def __init__(self, stream: Stream | None = None, end: End | None = None) -> None:
+        #: Who gets credit for what is delivered.
         self.stream = stream
         self.end = end
-        #: Set when nothing more will be delivered: all of it was, or the rest was dropped.
-        self.done = Event()
-        self._on_lost = on_lost
-        self._backlog: deque[bytes] = deque()
+        #: Called when the socket takes no more; by default the stream is reset.
+        self.on_lost: Callable[[], None] = self._reset_stream
+        #: Called when a backlog has been delivered.
+        self.on_drained: Callable[[], None] | None = None
+        self._backlog: deque[tuple[bytes, int]] = deque()
         self._draining = False
         self._eof = False
+        self._ended: Event | bool = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything written so far was delivered."""
+        return not self._draining and not self._backlog
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will be delivered: all of it was, or the rest was dropped."""
+        return self._ended is True
+
+    def wait_done(self) -> None:
+        """Blocks until :attr:`done`."""
+        if self._ended is True:
+            return
+        if self._ended is False:
+            self._ended = Event()
+        self._ended.wait()
 
     def attach(self, end: End) -> None:
         """Gives the socket later than the first bytes."""
@@ -50,44 +72,49 @@ class SocketSink:
         self._start_draining()
         self._finish_if_idle()
 
-    # Receiver
-
     def data(self, view: memoryview) -> None:
-        self.write(view)
+        self.write(view, len(view))
 
     def eof(self) -> None:
         self.finish()
 
     def aborted(self, error: SessionError) -> None:
         self._backlog.clear()
-        self.done.set()
+        self._set_done()
         if self.end is not None:
             self.end.abort()
 
-    # For receivers that transform what passes
+    def write(self, data: bytes | memoryview, credit: int) -> None:
+        """Delivers bytes, now or as soon as the socket takes them. Never blocks.
 
-    def write(self, view: bytes | memoryview) -> None:
-        """Delivers bytes of the stream, now or as soon as the socket takes them."""
-        if self.done.is_set():
+        ``credit`` is how many received bytes they stand for: a rewritten head has another length.
+        """
+        if self._ended is True:
             return
         if not self._backlog and not self._draining and self.end is not None:
             try:
-                sent = self.end.send_now(view)
+                sent = self.end.send_now(data)
             except OSError:
                 self._lost()
                 return
-            if sent:
-                self.stream.consumed(sent)
-            if sent == len(view):
+            if sent == len(data):
+                self._give(credit)
                 return
-            view = view[sent:]
-        self._backlog.append(bytes(view))
+            given = min(sent, credit)
+            self._give(given)
+            credit -= given
+            data = data[sent:]
+        self._backlog.append((bytes(data), credit))
         self._start_draining()
 
     def finish(self) -> None:
         """Half-closes the socket once everything is delivered."""
         self._eof = True
         self._finish_if_idle()
+
+    def _give(self, credit: int) -> None:
+        if credit and self.stream is not None:
+            self.stream.consumed(credit)
 
     def _start_draining(self) -> None:
         if self._backlog and not self._draining and self.end is not None:
@@ -100,48 +127,59 @@ class SocketSink:
             while self._backlog:
                 self._send_some(self.end)
         except OSError:
-            self._lost()
-        finally:
             self._draining = False
+            self._lost()
+            return
+        self._draining = False
         self._finish_if_idle()
+        if self.on_drained is not None:
+            self.on_drained()
 
     def _send_some(self, end: End) -> None:
-        """Sends from the front of the backlog; blocks until the kernel took something."""
+        """Sends from the front of the backlog; blocks until the kernel takes something."""
         if not end.direct:
-            piece = self._backlog.popleft()
+            piece, credit = self._backlog.popleft()
             end.sendall(piece)
-            self.stream.consumed(len(piece))
+            self._give(credit)
             return
-        pieces = [self._backlog[i] for i in range(min(len(self._backlog), GATHER))]
-        sent = end.sendmsg_now(pieces)
+        sent = end.sendmsg_now([piece for piece, _ in islice(self._backlog, GATHER)])
         if not sent:
             end.wait_writable()
             return
-        left = sent
-        while left:
-            piece = self._backlog.popleft()
-            if len(piece) > left:
-                self._backlog.appendleft(piece[left:])
-                left = 0
-            else:
-                left -= len(piece)
-        self.stream.consumed(sent)
+        given = 0
+        while sent:
+            piece, credit = self._backlog.popleft()
+            if len(piece) > sent:
+                part = min(sent, credit)
+                self._backlog.appendleft((piece[sent:], credit - part))
+                given += part
+                break
+            sent -= len(piece)
+            given += credit
+        self._give(given)
 
     def _finish_if_idle(self) -> None:
-        if not self._eof or self._backlog or self._draining or self.end is None or self.done.is_set():
+        if not self._eof or not self.idle or self.end is None or self._ended is True:
             return
         try:
             self.end.finish_writing()
         except OSError:
             pass
-        self.done.set()
+        self._set_done()
+
+    def _set_done(self) -> None:
+        waiting, self._ended = self._ended, True
+        if isinstance(waiting, Event):
+            waiting.set()
 
     def _lost(self) -> None:
-        self._backlog.clear()
-        self.done.set()
-        if self._on_lost is not None:
-            self._on_lost()
-        else:
+        if self._ended is not True:
+            self._backlog.clear()
+            self._set_done()
+            self.on_lost()
+
+    def _reset_stream(self) -> None:
+        if self.stream is not None:
             self.stream.reset(CANCEL)
 
 
@@ -155,7 +193,7 @@ def relay(stream: Stream, sink: SocketSink) -> None:
     assert end is not None
     try:
         pump(stream, end)
-        sink.done.wait()
+        sink.wait_done()
     except SessionError:
         end.abort()
     except OSError:

@@ -7,6 +7,7 @@ waits for the write lock and never blocks on a write. Senders take turns (``writ
 
 from __future__ import annotations
 
+import logging
 import struct
 import time
 from collections.abc import Callable
@@ -37,6 +38,8 @@ from tinytun_gevent.wire import http2
 from tinytun_gevent.wire.frames import FrameSplitter, FrameTooLongError
 from tinytun_gevent.writer import Writer
 
+log = logging.getLogger(__name__)
+
 RECEIVE_BUFFER: Final = 1024 * 1024
 """Bytes read at once; one buffer a hub, not one a session, which would make idle tunnels dear."""
 
@@ -52,6 +55,7 @@ BACKLOG_LIMIT: Final = 16 * 1024 * 1024
 HANG_UP: Final = 1.0
 """Seconds for the last frames to leave when a session ends."""
 
+INTERNAL_ERROR: Final = 2
 FLOW_CONTROL_ERROR: Final = 3
 FRAME_SIZE_ERROR: Final = 6
 
@@ -344,6 +348,9 @@ class Session:
             self._broken_by_peer(error)
         except OSError as error:
             self.close(SessionClosedError(f"the connection was lost: {error.strerror or error}"))
+        except Exception:
+            log.exception("a session ended by an internal error")
+            self.close(SessionClosedError("internal error"), INTERNAL_ERROR)
 
     def _ended_by_peer(self) -> None:
         if self.goaway_received:

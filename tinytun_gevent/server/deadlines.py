@@ -1,0 +1,53 @@
+"""Deadlines of many connections, looked at once a second by one greenlet.
+
+A timer for each step of each connection would cost more than the steps themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final, Protocol
+
+import gevent
+
+TICK: Final = 1.0
+"""Seconds between two looks, so a deadline is noticed that much late at most."""
+
+
+class Timed(Protocol):
+    """Something with deadlines of its own."""
+
+    def tick(self, now: float) -> None:
+        """Does what is due at monotonic time ``now``; must not block."""
+
+
+class Clock:
+    """Calls :meth:`Timed.tick` of everything it watches, once every :data:`TICK`."""
+
+    def __init__(self) -> None:
+        self._watched: dict[int, Timed] = {}
+        self._greenlet: gevent.Greenlet[..., None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def watch(self, timed: Timed) -> None:
+        self._watched[id(timed)] = timed
+        if self._greenlet is None:
+            self._greenlet = gevent.spawn(self._run)
+
+    def forget(self, timed: Timed) -> None:
+        self._watched.pop(id(timed), None)
+
+    def stop(self) -> None:
+        """Ends the greenlet; watching something starts it again."""
+        greenlet, self._greenlet = self._greenlet, None
+        if greenlet is not None:
+            greenlet.kill(block=False)
+
+    def _run(self) -> None:
+        while True:
+            gevent.sleep(TICK)
+            now = time.monotonic()
+            for timed in list(self._watched.values()):
+                timed.tick(now)

@@ -1,0 +1,207 @@
+"""The streams of one tunnel: which session opens one, which idle one is used again, who waits.
+
+To the client a stream is one connection to the local service. When an exchange on it ended
+cleanly and both messages allow persistence, it comes back here and carries the next request
+of any visitor, which makes a new visitor cheap and costs no round trip.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Final
+
+from gevent.event import Event
+
+from tinytun_gevent.errors import SessionClosedError, SessionError, StreamLimitError
+from tinytun_gevent.session import Session
+from tinytun_gevent.stream import CANCEL, Stream
+
+IDLE_LIFE: Final = 4.0
+"""Seconds that a stream stays in the pool: Node closes idle connections after 5."""
+
+FRESH_LIFE: Final = 1.0
+"""Seconds within which an idle stream may carry a request that must not be sent twice."""
+
+LAST_GOODBYE: Final = 5.0
+"""Seconds that the service gets to close a connection whose stream was ended for age."""
+
+
+class _Resting:
+    """The receiver of a pooled stream. Whatever arrives, the stream is no longer of use."""
+
+    def __init__(self, pool: StreamPool, stream: Stream) -> None:
+        self._pool = pool
+        self._stream = stream
+        self.since = time.monotonic()
+
+    def data(self, view: memoryview) -> None:
+        self._stream.reset(CANCEL)
+
+    def eof(self) -> None:
+        self._pool.drop(self._stream)
+        self._stream.shutdown()
+
+    def aborted(self, error: SessionError) -> None:
+        self._pool.drop(self._stream)
+
+
+class _Leaving(_Resting):
+    """The receiver of a stream that was ended for age: it waits for the other half."""
+
+    def data(self, view: memoryview) -> None:
+        self._stream.consumed(len(view))
+
+    def eof(self) -> None:
+        pass
+
+
+class StreamPool:
+    """Gives out the streams of a tunnel, over all of its sessions.
+
+    A stream comes from :meth:`acquire`; give it back with :meth:`release`, or reset it. Idle
+    streams are used last in, first out, so that those of a past burst age and end.
+    """
+
+    def __init__(self, wait: float) -> None:
+        """``wait`` is how long a visitor waits for a free stream, in seconds."""
+        self.sessions: list[Session] = []
+        self._wait = wait
+        self._idle: list[Stream] = []
+        self._leaving: list[Stream] = []
+        self._waiting: deque[Event] = deque()
+
+    @property
+    def idle_count(self) -> int:
+        return len(self._idle)
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._waiting)
+
+    def add(self, session: Session) -> None:
+        """Lets ``session``, which has started, serve the tunnel."""
+        self.sessions.append(session)
+        session.on_room = self._room
+        self._wake_first()
+
+    def remove(self, session: Session) -> None:
+        """Takes a session away; its streams end with it. With the last one, waiters give up."""
+        if session in self.sessions:
+            self.sessions.remove(session)
+            session.on_room = None
+        for event in list(self._waiting):
+            event.set()
+
+    def acquire(
+        self, *, reuse: bool = False, retriable: bool = True, first: bool = False, visitor: str | None = None
+    ) -> Stream:
+        """A stream to the local service; blocks while all are in use, first come first served.
+
+        With ``reuse`` an idle one will do, if it was used a moment ago or the request is
+        ``retriable``. ``first`` puts the caller at the head of the queue (a refused stream,
+        RFC 9113 §8.7). ``visitor`` is told to the client on a new stream.
+
+        Raises :class:`StreamLimitError` after waiting in vain, :class:`SessionClosedError`
+        without a session.
+        """
+        if first or not self._waiting:
+            stream = self._take(reuse, retriable, visitor)
+            if stream is not None:
+                return stream
+        return self._queue(reuse, retriable, first, visitor)
+
+    def release(self, stream: Stream) -> None:
+        """Takes back a stream whose exchange ended cleanly, for the next one."""
+        if stream.closed or stream.remote_ended or stream.session.goaway_received:
+            stream.shutdown()
+            return
+        stream.rest()
+        stream.receiver = _Resting(self, stream)
+        self._idle.append(stream)
+        self._wake_first()
+
+    def drop(self, stream: Stream) -> None:
+        """Forgets an idle stream that has ended."""
+        if stream in self._idle:
+            self._idle.remove(stream)
+
+    def expire(self, now: float) -> None:
+        """Ends streams that have been idle for too long; called about once a second."""
+        while self._idle and self._resting_since(self._idle[0]) < now - IDLE_LIFE:
+            self._end(self._idle.pop(0))
+        while self._leaving and self._resting_since(self._leaving[0]) < now - LAST_GOODBYE:
+            self._leaving.pop(0).reset(CANCEL)
+
+    def end_idle(self) -> None:
+        """Ends every idle stream: the server drains."""
+        while self._idle:
+            self._end(self._idle.pop())
+
+    def _end(self, stream: Stream) -> None:
+        stream.receiver = _Leaving(self, stream)
+        stream.shutdown()
+        if not stream.closed:
+            self._leaving.append(stream)
+
+    def _queue(self, reuse: bool, retriable: bool, first: bool, visitor: str | None) -> Stream:
+        deadline = time.monotonic() + self._wait
+        turn = Event()
+        if first:
+            self._waiting.appendleft(turn)
+        else:
+            self._waiting.append(turn)
+        try:
+            while True:
+                turn.wait(max(0.0, deadline - time.monotonic()))
+                turn.clear()
+                if self._waiting[0] is turn:
+                    stream = self._take(reuse, retriable, visitor)
+                    if stream is not None:
+                        return stream
+                if not self.sessions:
+                    raise SessionClosedError("the tunnel's client has left")
+                if time.monotonic() >= deadline:
+                    raise StreamLimitError(f"all connections stayed in use for {self._wait:g} s")
+        finally:
+            self._waiting.remove(turn)
+            self._wake_first()
+
+    def _take(self, reuse: bool, retriable: bool, visitor: str | None) -> Stream | None:
+        """A stream without waiting, or None."""
+        if not self.sessions:
+            raise SessionClosedError("the tunnel's client is away")
+        if reuse and self._idle:
+            youngest = self._idle[-1]
+            if retriable or self._resting_since(youngest) >= time.monotonic() - FRESH_LIFE:
+                return self._idle.pop()
+        session = self._roomiest()
+        if session is None and self._make_room():
+            session = self._roomiest()
+        return None if session is None else session.open(visitor)
+
+    def _roomiest(self) -> Session | None:
+        """The least loaded session that takes another stream."""
+        if len(self.sessions) == 1:
+            return self.sessions[0] if self.sessions[0].has_room else None
+        return min((s for s in self.sessions if s.has_room), key=lambda s: s.stream_count, default=None)
+
+    def _make_room(self) -> bool:
+        """Gives up the oldest stream that nobody uses, whose place is needed."""
+        unused = self._leaving or self._idle
+        if not unused:
+            return False
+        stream = unused.pop(0)
+        stream.reset(CANCEL)
+        return True
+
+    @staticmethod
+    def _resting_since(stream: Stream) -> float:
+        return stream.receiver.since if isinstance(stream.receiver, _Resting) else 0.0
+
+    def _room(self, session: Session) -> None:
+        self._wake_first()
+
+    def _wake_first(self) -> None:
+        if self._waiting:
+            self._waiting[0].set()
