@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from .client.agent import Tunnel
+    from .client.tunnel import Tunnel
     from .client.config import ClientConfig
     from .errors import TunnelError
     from .server.app import TunnelServer
@@ -32,7 +32,7 @@ __all__ = ["ClientConfig", "ServerConfig", "Tunnel", "TunnelError", "TunnelServe
 _HOMES: Final = {
     "ClientConfig": ".client.config",
     "ServerConfig": ".server.config",
-    "Tunnel": ".client.agent",
+    "Tunnel": ".client.tunnel",
     "TunnelError": ".errors",
     "TunnelServer": ".server.app",
 }

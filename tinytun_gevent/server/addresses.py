@@ -1,0 +1,179 @@
+"""IP addresses and listening sockets: parsing, unmapping, who is trusted, binding.
+
+Only the standard library's own sockets are used here, and none is connected or read, so
+gunicorn's master may import it as well as the worker.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Final
+
+from ..errors import UsageError
+
+Network = IPv4Network | IPv6Network
+
+EVERYWHERE: Final = "::"
+"""All addresses of both families, on one socket."""
+
+_MAPPED: Final = "::ffff:"
+
+
+def unmap(ip: str) -> str:
+    """The IPv4 address inside an IPv4-mapped IPv6 one (RFC 4291 §2.5.5.2); others unchanged.
+
+    A dual-stack socket reports IPv4 callers as ``::ffff:192.0.2.1``; nothing else in the
+    server may see that spelling, or the same caller would compare, log and forward as two.
+    """
+    if ip.startswith(_MAPPED) and "." in ip:
+        return ip[len(_MAPPED) :]
+    return ip
+
+
+def plain(address: tuple[str, int] | tuple[str, int, int, int]) -> tuple[str, int]:
+    """What ``accept`` or ``getsockname`` returned, as ``(ip, port)``, unmapped, without a zone."""
+    return unmap(address[0].partition("%")[0]), address[1]
+
+
+def canonical(ip: str) -> str:
+    """The one spelling of an address: lower case, shortest, unmapped; ``ValueError`` if it is none."""
+    return unmap(str(ip_address(ip.partition("%")[0])))
+
+
+def is_ip(text: str) -> bool:
+    """Whether ``text`` is an IP address without brackets or port."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def bracketed(host: str) -> str:
+    """``host`` as it stands in a URL or Host field: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+class Networks:
+    """A fixed set of networks and single addresses, asked about callers' addresses.
+
+    Answers are remembered, up to a bound, because the same proxies call again and again.
+    """
+
+    _REMEMBERED: Final = 1024
+
+    def __init__(self, networks: Iterable[Network] = ()) -> None:
+        self._networks = tuple(networks)
+        self._answers: dict[str, bool] = {}
+
+    def __contains__(self, ip: str) -> bool:
+        """Whether ``ip`` (unmapped) lies in one of the networks; False for what is no address."""
+        if not self._networks:
+            return False
+        answer = self._answers.get(ip)
+        if answer is None:
+            answer = self._search(ip)
+            if len(self._answers) >= self._REMEMBERED:
+                self._answers.clear()
+            self._answers[ip] = answer
+        return answer
+
+    def _search(self, ip: str) -> bool:
+        try:
+            address = ip_address(ip)
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks if network.version == address.version)
+
+
+def parse_network(text: str) -> Network:
+    """An address or CIDR as a network; ``ValueError`` if it is neither.
+
+    ``10.0.0.1/8`` is taken for ``10.0.0.0/8``, and IPv4-mapped networks for the IPv4 ones
+    that callers are compared as.
+    """
+    network = ip_network(text, strict=False)
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    if mapped is not None and network.prefixlen >= 96:
+        return ip_network((mapped, network.prefixlen - 96))
+    return network
+
+
+def has_ipv6() -> bool:
+    """Whether an IPv6 socket can be made and bound here (a kernel may lack it, or forbid it)."""
+    if not socket.has_ipv6:
+        return False
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def is_local(ip: str) -> bool:
+    """Whether ``ip`` is an address of this machine: only those can be bound."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((ip, 0))
+    except OSError:
+        return False
+    return True
+
+
+def listen(host: str, port: int, backlog: int) -> socket.socket:
+    """A listening socket on ``host`` (an address; ``::`` is every address of both families).
+
+    ``port`` 0 lets the kernel choose. Where the machine has no IPv6, ``::`` becomes
+    ``0.0.0.0``. The caller closes it. Raises OSError as ``bind`` does.
+    """
+    if host == EVERYWHERE and not has_ipv6():
+        host = "0.0.0.0"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # elsewhere the option would let two programs share the port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != EVERYWHERE))
+        sock.bind((host, port))
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def listen_all(wanted: Iterable[tuple[str, str, int]], backlog: int) -> list[socket.socket]:
+    """Listening sockets for every ``(variable, host, port)``, all of them or none.
+
+    Raises UsageError, one line that names the variable, with nothing left bound.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for variable, host, port in wanted:
+            try:
+                sockets.append(listen(host, port, backlog))
+            except OSError as error:
+                raise UsageError(_why_not(variable, host, port, error)) from error
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _why_not(variable: str, host: str, port: int, error: OSError) -> str:
+    place = f"{variable}={port}: {bracketed(host)}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{place} is in use by another program"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{place} may not be bound by this user: ports below 1024 are often reserved for root"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{place} is no address of this machine"
+    return f"{place} cannot be bound: {error.strerror or error}"

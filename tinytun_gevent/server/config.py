@@ -1,0 +1,287 @@
+"""Everything the server can be told: variables, flags, defaults and what is allowed.
+
+One dataclass field is one variable; its metadata names the environment variable, the flag
+and the meaning, from which the README's table and the command's help are checked. Nothing
+here needs gevent, so gunicorn's master and ``--check`` can use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+from ..errors import UsageError
+from . import settings
+from .addresses import Network, Networks, bracketed
+from .settings import Form, PeerAddress, fill_url
+
+HIGHEST_COUNT: Final = 1_000_000
+"""More connections than a process can have descriptors are a typing mistake."""
+
+HIGHEST_WAIT: Final = 86_400.0
+"""Seconds; no step of a connection sensibly waits for longer than a day."""
+
+
+def _option(variable: str, default: Any, form: Form, meaning: str) -> Any:
+    """A field: its variable, its default as the variable would say it, how it is read, what it means."""
+    flag = "--" + variable.lower().replace("_", "-")
+    metadata = {"variable": variable, "flag": flag, "help": meaning, "form": form}
+    return field(default=form.read(default), metadata=metadata)
+
+
+def _seconds(variable: str, default: str, meaning: str, low: float = 0.1) -> Any:
+    return _option(variable, default, settings.seconds(low, HIGHEST_WAIT), meaning)
+
+
+def _count(variable: str, default: str, meaning: str, low: int = 1, high: int = HIGHEST_COUNT) -> Any:
+    return _option(variable, default, settings.whole(low, high), meaning)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """A server's configuration; every construction checks every value.
+
+    A value may be given as Python knows it or as text, as the variable would say it.
+    Raises UsageError: one line with the variable, the value and what is allowed. Times are
+    in seconds, sizes in bytes.
+    """
+
+    connection_port: int = _option(
+        "CONNECTION_PORT", "5554", settings.PORT, "port that tunnel clients connect to"
+    )
+    proxy_port: int = _option("PROXY_PORT", "5555", settings.PORT, "port that visitors reach HTTP tunnels on")
+    tcp_proxy_port: int = _option(
+        "TCP_PROXY_PORT", "5556", settings.PORT, "port for TCP behind a PROXY protocol load balancer"
+    )
+    metadata_port: int = _option("METADATA_PORT", "5553", settings.PORT, "port of the internal metadata API")
+    bind: str = _option(
+        "BIND",
+        "[::]",
+        settings.ADDRESS,
+        "address of the public ports ([::]: all, IPv4 and IPv6; 0.0.0.0 where there is no IPv6)",
+    )
+    metadata_bind: str = _option(
+        "METADATA_BIND",
+        "127.0.0.1",
+        settings.ADDRESS,
+        "address of the metadata port, which lists everybody's tunnels",
+    )
+    base_domains: tuple[str, ...] = _option(
+        "BASE_DOMAIN",
+        "local.tinytun.com",
+        settings.BASE_DOMAINS,
+        "domains whose subdomains are tunnels, comma-separated; new tunnels are shown under the first",
+    )
+    public_url: str = _option(
+        "PUBLIC_URL",
+        "http://{name}.{domain}:{port}",
+        settings.PUBLIC_URL,
+        "how a tunnel's URL is shown: {name}, {domain} and {port} (PROXY_PORT) are filled in",
+    )
+    tcp_ports: range = _option("TCP_PORTS", "20000-60000", settings.RANGE, "ports that TCP tunnels get")
+    tcp_listen: bool = _option(
+        "TCP_LISTEN",
+        "on",
+        settings.SWITCH,
+        "whether tunnels of type tcp listen on their port; off: only TCP_PROXY_PORT leads to them",
+    )
+    trusted_proxies: tuple[Network, ...] = _option(
+        "TRUSTED_PROXIES",
+        "",
+        settings.NETWORKS,
+        "addresses and CIDRs whose PROXY headers and forwarding fields are believed, comma-separated",
+    )
+    peers: tuple[PeerAddress, ...] = _option(
+        "PEERS",
+        "",
+        settings.PEERS,
+        "the other nodes: a DNS name or a list of host[:metadata_port[:proxy_port[:tcp_proxy_port]]]",
+    )
+    metadata_hosts: tuple[str, ...] = _option(
+        "METADATA_HOSTS", "", settings.HOST_NAMES, "further names that the metadata API answers to"
+    )
+    log_level: str = _option(
+        "LOG_LEVEL",
+        "info",
+        settings.LEVEL,
+        "off, error, warn, info, debug or trace; RUST_LOG is understood as well",
+    )
+    head_bytes: int = _count(
+        "HEAD_BYTES", "16384", "longest request head, in bytes (431 beyond it)", low=1024, high=1 << 20
+    )
+    head_fields: int = _count("HEAD_FIELDS", "100", "most fields in a request head", high=10_000)
+    head_timeout: float = _seconds("HEAD_TIMEOUT", "10", "seconds for a whole request head (408 after it)")
+    answer_head_bytes: int = _count(
+        "ANSWER_HEAD_BYTES",
+        "65536",
+        "longest response head, in bytes (502 beyond it)",
+        low=1024,
+        high=1 << 20,
+    )
+    answer_head_fields: int = _count(
+        "ANSWER_HEAD_FIELDS", "200", "most fields in a response head", high=10_000
+    )
+    interim_answers: int = _count(
+        "INTERIM_ANSWERS", "64", "most 1xx responses to one request", low=0, high=10_000
+    )
+    answer_timeout: float = _seconds(
+        "ANSWER_TIMEOUT",
+        "300",
+        "seconds for the local service to begin its response (504 after it)",
+    )
+    stream_timeout: float = _seconds(
+        "STREAM_TIMEOUT", "10", "seconds for the tunnel client to accept a visitor (504 after it)"
+    )
+    handshake_timeout: float = _seconds(
+        "HANDSHAKE_TIMEOUT", "5", "seconds for a client's CONNECT, and again for its first HTTP/2 frames"
+    )
+    proxy_header_timeout: float = _seconds("PROXY_HEADER_TIMEOUT", "3", "seconds for a PROXY protocol header")
+    queue_timeout: float = _seconds(
+        "QUEUE_TIMEOUT", "5", "seconds a visitor waits at a tunnel's concurrency limit (503 after it)"
+    )
+    idle_timeout: float = _seconds(
+        "IDLE_TIMEOUT", "75", "seconds an HTTP connection may be idle between requests"
+    )
+    tunnel_idle_timeout: float = _seconds(
+        "TUNNEL_IDLE_TIMEOUT", "0", "the same for upgraded and TCP connections; 0: no limit", low=0
+    )
+    pool_idle_timeout: float = _seconds(
+        "POOL_IDLE_TIMEOUT",
+        "4",
+        "seconds an idle connection to a local service is kept for the next visitor; 0: not at all",
+        low=0,
+    )
+    max_connections: int = _count("MAX_CONNECTIONS", "65536", "most connections at once on each port")
+    max_tunnels: int = _count("MAX_TUNNELS", "10000", "most tunnels at once (503 beyond it)")
+    backlog: int = _count("BACKLOG", "2048", "connections that the system queues on each port", high=65_535)
+    drain_timeout: float = _option(
+        "DRAIN_TIMEOUT",
+        "25",
+        settings.seconds(0, 3600),
+        "seconds that running exchanges get to finish when the server stops",
+    )
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            given = getattr(self, option.name)
+            object.__setattr__(self, option.name, _checked(option.metadata, given))
+        self._check_ports()
+
+    def _check_ports(self) -> None:
+        """Two listeners on one port are a mistake that ``bind`` would report as another program's."""
+        seen: dict[int, str] = {}
+        for name in ("connection_port", "proxy_port", "tcp_proxy_port", "metadata_port"):
+            port = getattr(self, name)
+            if port and port in seen:
+                raise UsageError(
+                    f"{name.upper()}={port}: is {seen[port]} as well; allowed: a port of its own"
+                )
+            seen[port] = name.upper()
+
+    @classmethod
+    def from_environ(
+        cls, environ: Mapping[str, str], overrides: Mapping[str, str] | None = None
+    ) -> ServerConfig:
+        """The configuration of a command: ``overrides`` (flags) win over ``environ``.
+
+        The keys of ``overrides`` are variables (``PROXY_PORT``) or flags (``--proxy-port``); a
+        blank variable counts as absent, a blank flag does not. Raises UsageError.
+        """
+        values: dict[str, str] = {}
+        given = dict(overrides or {})
+        if not environ.get("LOG_LEVEL", "").strip() and (level := _rust_log(environ)):
+            values["log_level"] = level
+        for option in fields(cls):
+            variable, flag = option.metadata["variable"], option.metadata["flag"]
+            if environ.get(variable, "").strip():
+                values[option.name] = environ[variable]
+            for key in (variable, flag):
+                if key in given:
+                    values[option.name] = given.pop(key)
+        if given:
+            raise UsageError(f"{next(iter(given))}: there is no such option")
+        return cls(**values)  # type: ignore[arg-type]
+
+    def url_of(self, name: str) -> str:
+        """The URL under which visitors reach the HTTP tunnel ``name``."""
+        return fill_url(self.public_url, name, self.base_domains[0], self.proxy_port)
+
+    def listeners(self) -> tuple[tuple[str, str, int], ...]:
+        """``(variable, address, port)`` of the four listening sockets, in the order they are made."""
+        return (
+            ("METADATA_PORT", self.metadata_bind, self.metadata_port),
+            ("CONNECTION_PORT", self.bind, self.connection_port),
+            ("PROXY_PORT", self.bind, self.proxy_port),
+            ("TCP_PROXY_PORT", self.bind, self.tcp_proxy_port),
+        )
+
+    def trusted(self) -> Networks:
+        """Whose forwarding fields and PROXY headers are believed, to be asked with ``in``."""
+        return Networks(self.trusted_proxies)
+
+    def summary(self) -> str:
+        """The values that differ from the defaults, one line a variable, as ``--check`` shows them."""
+        lines = []
+        for option in fields(self):
+            value, form = getattr(self, option.name), option.metadata["form"]
+            if value != option.default:
+                lines.append(f"{option.metadata['variable']}={form.show(value)}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One row of the table of variables; ``default`` is text, as the variable would say it."""
+
+    name: str
+    flag: str
+    default: str
+    help: str
+
+
+def variables() -> tuple[Variable, ...]:
+    """All variables of the server in the order they are documented."""
+    return tuple(
+        Variable(
+            name=option.metadata["variable"],
+            flag=option.metadata["flag"],
+            default=option.metadata["form"].show(option.default),
+            help=option.metadata["help"],
+        )
+        for option in fields(ServerConfig)
+    )
+
+
+def server_url(config: ServerConfig) -> str:
+    """What a client on this machine gives as ``--server``: never an all-addresses address."""
+    host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(config.bind, config.bind)
+    return f"http://{bracketed(host)}:{config.connection_port}"
+
+
+def _checked(metadata: Mapping[str, Any], given: Any) -> Any:
+    """``given``, as text or as a value, through the same check."""
+    form: Form = metadata["form"]
+    variable: str = metadata["variable"]
+    try:
+        text = given if isinstance(given, str) else form.show(given)
+    except (TypeError, ValueError, AttributeError):
+        raise UsageError(f"{variable}={given!r}: is of a wrong type") from None
+    try:
+        return form.read(text.strip())
+    except ValueError as error:
+        raise UsageError(f"{variable}={_visible(text)}: allowed: {error}") from None
+
+
+def _rust_log(environ: Mapping[str, str]) -> str:
+    text = environ.get("RUST_LOG", "")
+    try:
+        return str(settings.RUST_LOG.read(text))
+    except ValueError as error:
+        allowed = f"a level or target=level, comma-separated, the level {error}"
+        raise UsageError(f"RUST_LOG={_visible(text)}: allowed: {allowed}") from None
+
+
+def _visible(text: str) -> str:
+    """A value inside an error's one line: quoted where it would not be seen or would break the line."""
+    return text if text.isprintable() and text.strip() == text and text else repr(text)
