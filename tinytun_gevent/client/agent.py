@@ -1,0 +1,301 @@
+"""Keeping one tunnel open: connect, serve its visitors, reconnect, stop.
+
+::
+
+    CONNECTING ──► CONNECTED ──► RECONNECTING ──► CONNECTED … ──► CLOSING ──► CLOSED
+        └── a refusal that will not heal ends the agent with its error ──────────┘
+"""
+
+from __future__ import annotations
+
+import time
+
+import gevent
+from gevent.event import Event
+
+from ..errors import (
+    NameTakenError,
+    SessionClosedError,
+    TryLaterError,
+    TunnelError,
+    UnreachableError,
+)
+from ..session import Session
+from ..stream import Stream
+from ..wire.handshake import Kind, OpenReply, OpenRequest
+from .backoff import Backoff
+from .config import ClientConfig
+from .dial import dial_server
+from .events import Counters, Listener, State
+from .local import LocalDialer
+from .opening import is_final, open_tunnel, public_url
+from .text import clean
+from .visitor import LocalHealth, Visitor
+
+#: Seconds that running exchanges get to finish when the agent stops.
+GRACE = 5.0
+
+#: Seconds the server gets to close its side after our GOAWAY, so that no last bytes are lost.
+FAREWELL = 1.0
+
+#: Seconds for which a random name is asked for again while it is taken. The server notices
+#: within 10 s that our old session is dead; what holds the name after a minute is not us.
+RANDOM_NAME_PATIENCE = 60.0
+
+#: Longest Retry-After that is honored, in seconds: a server that is wrong about it is asked again.
+MAX_RETRY_AFTER = 60.0
+
+
+class Agent:
+    """One tunnel's client. `run` blocks until `stop` is called or nothing can be done any more.
+
+    ``url``, ``state``, ``since``, ``reason`` and `counters` may be read at any time, from
+    any thread; everything else belongs to the hub that runs the agent.
+    """
+
+    def __init__(self, config: ClientConfig, events: Listener | None = None) -> None:
+        """Connects to nothing yet. Raises UsageError for a target that cannot be reached at all."""
+        self.config = config
+        self._events = events or Listener()
+        self._backoff = Backoff()
+        self._dialer = LocalDialer(config.target)
+        self.local = LocalHealth(self._events.local_down, self._events.local_up)
+        #: Where the public reaches the tunnel; None until it was connected once.
+        self.url: str | None = None
+        self.state = State.CONNECTING
+        #: When `state` began, on the monotonic clock.
+        self.since = time.monotonic()
+        #: Why the state is not CONNECTED, one line, empty if there is nothing to say.
+        self.reason = ""
+        #: The error that ended the agent, if one did.
+        self.error: Exception | None = None
+        #: Set while the tunnel is connected.
+        self.connected = Event()
+        #: What the server granted last: the name or port to ask for again.
+        self._granted: OpenReply | None = None
+        self._session: Session | None = None
+        self._visitors: dict[Stream, gevent.Greenlet[[Visitor], None]] = {}
+        #: Set while no visitor is being served.
+        self._idle = Event()
+        self._idle.set()
+        self._finished_in = self._finished_out = self._total = 0
+        self._stopping = False
+        self._ended = Event()
+        self._warned: set[str] = set()
+        self._main: gevent.Greenlet[[], None] | None = None
+
+    # -- running ------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to connect, in a greenlet of its own. Returns at once."""
+        self._main = gevent.spawn(self._keep_connected)
+
+    def run(self) -> None:
+        """Serve until stopped; blocks. Raises the error that ended the agent, if one did."""
+        self.start()
+        self.wait()
+
+    def wait(self) -> None:
+        """Block until the agent has ended; raises as `run` does."""
+        self._ended.wait()
+        if self.error is not None:
+            raise self.error
+
+    def wait_connected(self, timeout: float | None = None) -> None:
+        """Block until the tunnel is connected, at most ``timeout`` seconds.
+
+        Raises the error that ended the agent, or UnreachableError with what has failed until now.
+        """
+        gevent.wait([self.connected, self._ended], timeout, count=1)
+        if self.error is not None:
+            raise self.error
+        if not self.connected.is_set():
+            reason = self.reason or "no answer"
+            raise UnreachableError(f"no tunnel through {self.config.server.authority}: {reason}")
+
+    def stop(self, grace: float = GRACE) -> None:
+        """Take no new visitors, let running ones finish for ``grace`` seconds, say goodbye; blocks.
+
+        The name is free when this returns. Idempotent; a second call with no grace cuts a
+        first one short.
+        """
+        self._stopping = True
+        session = self._session
+        if session is not None:
+            self._enter(State.CLOSING, "")
+            session.goaway()
+            if grace > 0:
+                self._idle.wait(grace)
+                session.closed.wait(min(FAREWELL, grace))
+            session.close()
+        if self._main is not None:
+            self._main.kill()
+        gevent.killall(list(self._visitors.values()))
+        self._enter(State.CLOSED, "")
+        self._ended.set()
+
+    @property
+    def counters(self) -> Counters:
+        """What has passed until now."""
+        streams = list(self._visitors)
+        return Counters(
+            visitors=len(streams),
+            total=self._total,
+            bytes_in=self._finished_in + sum(stream.received for stream in streams),
+            bytes_out=self._finished_out + sum(stream.sent for stream in streams),
+        )
+
+    # -- connecting ---------------------------------------------------------
+
+    def _keep_connected(self) -> None:
+        try:
+            self._connect_and_serve()
+        except Exception as error:  # raised again by `wait`; a greenlet would print it
+            self.error = error
+            self._enter(State.CLOSED, clean(str(error), 300))
+            self._ended.set()
+
+    def _connect_and_serve(self) -> None:
+        """Connect, serve, reconnect, until an error is final; raises it."""
+        lost_at = time.monotonic()
+        while True:
+            try:
+                session = self._connect(lost_at)
+            except TunnelError as error:
+                self._note_failure(error, lost_at)
+                delay = self._delay_after(error)
+            else:
+                self._serve(session)
+                lost_at = time.monotonic()
+                delay = self._backoff.next()
+            left = self._time_left(lost_at)
+            gevent.sleep(delay if left is None else min(delay, left))
+
+    def _connect(self, lost_at: float) -> Session:
+        """One attempt; returns a session that has begun. Raises TunnelError; blocks."""
+        left = self._time_left(lost_at)
+        with gevent.Timeout(None if left is None else max(left, 0.001), UnreachableError("no answer")):
+            sock = dial_server(self.config)
+            try:
+                reply, early = open_tunnel(sock, self._request(), self._wish())
+                url = public_url(self.config, reply)
+                session = Session(
+                    sock,
+                    opener=False,
+                    max_streams=self.config.concurrency,
+                    received=early,
+                    on_stream=self._on_stream,
+                )
+            except BaseException:
+                sock.close()
+                raise
+            try:
+                session.start()
+            except BaseException:
+                session.close()
+                raise
+        session.first_answer.rawlink(lambda _: self._backoff.reset())
+        self._granted = reply
+        self._opened(url, reply)
+        return session
+
+    def _serve(self, session: Session) -> None:
+        """Blocks until the session has ended."""
+        self._session = session
+        self.connected.set()
+        try:
+            self._enter(State.CONNECTED, "")
+            session.closed.wait()
+        finally:
+            self.connected.clear()
+            self._session = None
+            session.close()
+        if not self._stopping:
+            error = session.error or SessionClosedError("the server closed the tunnel")
+            self._enter(State.RECONNECTING, clean(str(error)))
+
+    def _note_failure(self, error: TunnelError, lost_at: float) -> None:
+        """After a failed attempt: raises if no other one is to follow."""
+        if is_final(error, first=self.url is None):
+            raise error
+        reason = clean(str(error), 300)
+        if self._time_left(lost_at) == 0:
+            server, limit = self.config.server.authority, self.config.connect_timeout
+            raise UnreachableError(f"no tunnel through {server} within {limit:g} s: {reason}")
+        if isinstance(error, NameTakenError) and time.monotonic() - lost_at >= RANDOM_NAME_PATIENCE:
+            self._granted = None  # asks for any name, unless the user wants this one
+        self._enter(State.CONNECTING if self.url is None else State.RECONNECTING, reason)
+
+    def _delay_after(self, error: TunnelError) -> float:
+        """Seconds until the next attempt: at least as many as the server asked for."""
+        delay = self._backoff.next()
+        if isinstance(error, TryLaterError) and error.retry_after is not None:
+            delay = max(delay, min(error.retry_after, MAX_RETRY_AFTER))
+        return delay
+
+    def _time_left(self, lost_at: float) -> float | None:
+        """Seconds until ``--connect-timeout`` gives up; None for never."""
+        limit = self.config.connect_timeout
+        return None if limit is None else max(0.0, lost_at + limit - time.monotonic())
+
+    def _wish(self) -> str:
+        """What is asked for now, as errors name it."""
+        request = self._request()
+        if request.kind is Kind.HTTP:
+            return f"subdomain {request.subdomain!r}" if request.subdomain else "a subdomain"
+        return f"port {request.port}" if request.port else "a port"
+
+    def _request(self) -> OpenRequest:
+        """The same name or port as last time, a random one too."""
+        config, granted = self.config, self._granted
+        return OpenRequest(
+            config.kind,
+            config.server.authority,
+            subdomain=config.subdomain or (granted.subdomain if granted else None),
+            port=config.port or (granted.port if granted else None),
+            host_header=config.host_header,
+        )
+
+    def _opened(self, url: str, reply: OpenReply) -> None:
+        if self.config.host_header is not None and not reply.host_header:
+            self._warn_once("this server does not know --host-header: the local service sees the public Host")
+        if url != self.url:
+            self.url = url
+            self._events.url(url)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self._events.warning(text)
+
+    def _enter(self, state: State, reason: str) -> None:
+        if state is self.state and reason == self.reason:
+            return
+        if state is not self.state:
+            self.since = time.monotonic()
+        self.state, self.reason = state, reason
+        self._events.state(state, reason)
+
+    # -- visitors -----------------------------------------------------------
+
+    def _on_stream(self, stream: Stream) -> None:
+        """Called by the session's reader: must not block."""
+        report = self._events.exchange if self._watches() else None
+        visitor = Visitor(stream, report)
+        self._total += 1
+        self._idle.clear()
+        self._visitors[stream] = gevent.spawn(self._serve_visitor, visitor)
+
+    def _watches(self) -> bool:
+        return self._events.wants_exchanges and self.config.kind is Kind.HTTP
+
+    def _serve_visitor(self, visitor: Visitor) -> None:
+        stream = visitor.stream
+        try:
+            visitor.serve(self._dialer, self.local, self.config.kind)
+        finally:
+            del self._visitors[stream]
+            self._finished_in += stream.received
+            self._finished_out += stream.sent
+            if not self._visitors:
+                self._idle.set()

@@ -1,0 +1,241 @@
+"""Everything the client can be told, checked: flags win over environment variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+from urllib.parse import urlsplit
+
+from ..errors import UsageError
+from ..wire.handshake import Kind, is_host, is_subdomain
+from .address import bracketed, split_host_port
+from .proxies import Proxy, choose_proxy
+from .target import Target, Verify, parse_target
+
+DEFAULT_SERVER = "https://tinytun.com:5554"
+SERVER_VARIABLE = "TINYTUN_SERVER_URL"
+
+#: Where a server listens for clients unless told otherwise (CONNECTION_PORT).
+CONNECTION_PORT = 5554
+
+#: The ports that servers give to TCP tunnels.
+TCP_PORTS = range(20000, 60001)
+
+#: More streams than a process can have descriptors are a typing mistake.
+MAX_CONCURRENCY = 1_000_000
+DEFAULT_CONCURRENCY = 100
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """The server's connection port, and whether it is spoken to by TLS."""
+
+    host: str
+    port: int
+    tls: bool
+
+    def __str__(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.authority}"
+
+    @property
+    def authority(self) -> str:
+        """``host:port``, as a CONNECT request names it."""
+        return f"{bracketed(self.host)}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """One tunnel, as the user wants it; build it with `make_config`, which checks.
+
+    ``subdomain`` and ``port`` are None for "any"; ``host_header`` is None for the visitor's
+    own Host; ``ca`` is a PEM file that replaces the system's trust store;
+    ``connect_timeout`` is in seconds, None for never giving up.
+    """
+
+    kind: Kind
+    target: Target
+    server: ServerAddress
+    subdomain: str | None = None
+    port: int | None = None
+    concurrency: int = DEFAULT_CONCURRENCY
+    host_header: str | None = None
+    ca: str | None = None
+    insecure: bool = False
+    proxy: Proxy | None = None
+    connect_timeout: float | None = None
+
+
+def make_config(
+    target: str,
+    *,
+    kind: Kind | str = Kind.HTTP,
+    server: str | None = None,
+    subdomain: str | None = None,
+    port: int | str | None = None,
+    concurrency: int | str = DEFAULT_CONCURRENCY,
+    host_header: str | None = None,
+    ca: str | os.PathLike[str] | None = None,
+    insecure: bool = False,
+    proxy: str | None = None,
+    connect_timeout: float | str | None = None,
+    verify_target: str = "auto",
+    environ: Mapping[str, str] = os.environ,
+) -> ClientConfig:
+    """Check every value and put them together.
+
+    ``server`` None means `SERVER_VARIABLE`, then `DEFAULT_SERVER`; ``proxy`` None means what
+    ``HTTPS_PROXY`` and ``NO_PROXY`` say, an empty one none at all. Raises UsageError, which names
+    the flag or variable, the value and what is allowed.
+    """
+    kind = _check_kind(kind)
+    http = kind is Kind.HTTP
+    if http and port is not None:
+        raise UsageError("--port is for tcp tunnels")
+    if not http and (subdomain is not None or host_header is not None):
+        raise UsageError("--subdomain and --host-header are for http tunnels")
+    parsed_target = parse_target(str(target), _check_verify(verify_target))
+    address = _server_address(server, environ)
+    return ClientConfig(
+        kind=kind,
+        target=parsed_target,
+        server=address,
+        subdomain=_check_subdomain(subdomain),
+        port=_check_tcp_port(port),
+        concurrency=_check_number("--concurrency", concurrency, range(1, MAX_CONCURRENCY + 1)),
+        host_header=_check_host_header(host_header, parsed_target),
+        ca=_check_ca(ca),
+        insecure=insecure,
+        proxy=choose_proxy(address.host, address.port, proxy, environ),
+        connect_timeout=_check_seconds(connect_timeout),
+    )
+
+
+def config_from_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> ClientConfig:
+    """The config for what docopt read from ``tinytun http`` or ``tinytun tcp``; raises UsageError."""
+    return make_config(
+        arguments["<target>"],
+        kind=Kind.HTTP if arguments["http"] else Kind.TCP,
+        server=arguments["--server"],
+        subdomain=arguments["--subdomain"],
+        port=arguments["--port"],
+        concurrency=arguments["--concurrency"],
+        host_header=arguments["--host-header"],
+        ca=arguments["--ca"],
+        insecure=arguments["--insecure"],
+        proxy=arguments["--proxy"],
+        connect_timeout=arguments["--connect-timeout"],
+        verify_target=arguments["--verify-target"],
+        environ=environ,
+    )
+
+
+def parse_server(text: str, source: str = "--server") -> ServerAddress:
+    """Read a server URL: ``http://`` plain, ``https://`` TLS, a bare host TLS on port 5554.
+
+    A URL without a port means its scheme's own, 80 or 443. Raises UsageError naming ``source``.
+    """
+    try:
+        parts = urlsplit(text.strip() if "://" in text else f"bare://{text.strip()}")
+        if parts.scheme not in ("http", "https", "bare"):
+            raise ValueError(f"{parts.scheme}:// is unknown")
+        if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
+            raise ValueError("a server has no path, query or password")
+        host, port = split_host_port(parts.netloc)
+    except ValueError as error:
+        raise UsageError(
+            f"{source} {text!r}: {error}; allowed: https://HOST[:PORT], http://HOST[:PORT] or HOST[:PORT]"
+        ) from None
+    default = {"http": 80, "https": 443, "bare": CONNECTION_PORT}[parts.scheme]
+    return ServerAddress(host, port or default, tls=parts.scheme != "http")
+
+
+def _server_address(server: str | None, environ: Mapping[str, str]) -> ServerAddress:
+    if server is not None:
+        return parse_server(server)
+    from_environment = environ.get(SERVER_VARIABLE, "").strip()
+    if from_environment:
+        return parse_server(from_environment, SERVER_VARIABLE)
+    return parse_server(DEFAULT_SERVER)
+
+
+def _check_kind(kind: Kind | str) -> Kind:
+    try:
+        return Kind(kind)
+    except ValueError:
+        raise UsageError(f"kind {kind!r}: allowed: http, tcp") from None
+
+
+def _check_verify(value: str) -> Verify:
+    for allowed in get_args(Verify):
+        if value == allowed:
+            return cast(Verify, allowed)
+    raise UsageError(f"--verify-target {value!r}: allowed: auto, always, never")
+
+
+def _check_subdomain(value: str | None) -> str | None:
+    """The name in lower case; a blank one counts as absent, as in the original."""
+    if value is None or not value.strip():
+        return None
+    name = value.strip().lower()
+    if not value.isascii() or not is_subdomain(name):  # the Kelvin sign's lower case is "k"
+        raise UsageError(
+            f"--subdomain {value!r}: allowed: 1-63 of a-z, 0-9 and -, without a hyphen at either end"
+        )
+    return name
+
+
+def _check_tcp_port(value: int | str | None) -> int | None:
+    return None if value is None else _check_number("--port", value, TCP_PORTS)
+
+
+def _check_number(flag: str, value: int | str, allowed: range) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        number = -1
+    if number not in allowed or (isinstance(value, str) and not value.isdecimal()):
+        raise UsageError(f"{flag} {value!r}: allowed: {allowed.start}-{allowed.stop - 1}")
+    return number
+
+
+def _check_seconds(value: float | str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400 * 365:
+        raise UsageError(f"--connect-timeout {value!r}: allowed: a number of seconds above 0")
+    return seconds
+
+
+def _check_host_header(value: str | None, target: Target) -> str | None:
+    """``rewrite`` is the target's own host; anything else must be a host, maybe with a port."""
+    if value is None:
+        return None
+    if value.lower() == "rewrite":
+        return target.host_header
+    if not is_host(value):
+        raise UsageError(f"--host-header {value!r}: allowed: HOST[:PORT] or rewrite")
+    return value
+
+
+def _check_ca(value: str | os.PathLike[str] | None) -> str | None:
+    if value is None:
+        return None
+    path = os.fspath(value)
+    if not os.path.isfile(path):
+        raise UsageError(f"--ca {path!r}: no such file")
+    return path
+
+
+def check_log_level(value: str) -> str:
+    """The level in lower case; raises UsageError."""
+    if value.lower() not in LOG_LEVELS:
+        raise UsageError(f"--log-level {value!r}: allowed: {', '.join(LOG_LEVELS)}")
+    return value.lower()

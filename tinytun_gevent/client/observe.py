@@ -1,0 +1,138 @@
+"""Watching the HTTP exchanges that pass on a stream, for the status block.
+
+Only first lines are looked at: what a request's first chunk starts with, then what the
+response's does. That costs about a microsecond a chunk, holds no bytes, and cannot disturb the
+bytes that pass. It is for show: a body chunk that looks exactly like a request line would be taken for one.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gevent import socket, ssl
+
+from ..relay import SocketSink
+from ..sockets import End, PlainEnd, TlsEnd
+from ..stream import Stream
+from .text import clean
+
+_REQUEST = re.compile(rb"([A-Z][A-Z-]{0,19}) ([^\s?#]{1,1024}+)[^\s]*+(?: HTTP/1\.[01]\r\n|\Z)")
+_RESPONSE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])[ \r]")
+
+#: How far behind an interim response (1xx) the final one is looked for in the same chunk.
+_FAR = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request and its answer; ``seconds`` is the time to the answer's first byte.
+
+    ``path`` has no query, which may hold secrets; both texts are fit for a terminal.
+    """
+
+    method: str
+    path: str
+    status: int
+    seconds: float
+
+
+class Observer:
+    """Watches one stream, which may carry many exchanges one after the other."""
+
+    __slots__ = ("_began", "_clock", "_method", "_path", "_report", "awaiting")
+
+    def __init__(
+        self, report: Callable[[Exchange], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._report = report
+        self._clock = clock
+        self._method = self._path = b""
+        self._began = 0.0
+        #: Whether a request has passed whose final answer has not begun.
+        self.awaiting = False
+
+    def to_service(self, view: memoryview | bytes) -> None:
+        """Bytes of the visitor pass to the service."""
+        if self.awaiting:
+            return
+        match = _REQUEST.match(view)
+        if match is not None:
+            self._method, self._path = bytes(match[1]), bytes(match[2])
+            self._began = self._clock()
+            self.awaiting = True
+
+    def to_visitor(self, view: memoryview | bytes) -> None:
+        """Bytes of the service pass to the visitor; costs nothing unless ``awaiting``."""
+        if not self.awaiting:
+            return
+        match = _RESPONSE.match(view)
+        while match is not None and match[1][:1] == b"1" and match[1] != b"101":
+            head_end = bytes(view[:_FAR]).find(b"\r\n\r\n")
+            if head_end < 0:
+                return
+            view = view[head_end + 4 :]
+            match = _RESPONSE.match(view)
+        if match is not None:
+            self.answered(int(bytes(match[1])))
+
+    def answered(self, status: int) -> None:
+        """The request that is awaiting its answer gets ``status``."""
+        if self.awaiting:
+            self.awaiting = False
+            elapsed = self._clock() - self._began
+            self._report(Exchange(clean(self._method, 20), clean(self._path), status, elapsed))
+
+
+class WatchedSink(SocketSink):
+    """Delivers a stream's bytes to the service, and shows them to an observer."""
+
+    __slots__ = ("observer",)
+
+    def __init__(self, stream: Stream, observer: Observer) -> None:
+        super().__init__(stream)
+        self.observer = observer
+
+    def data(self, view: memoryview) -> None:
+        self.observer.to_service(view)
+        self.write(view, len(view))
+
+
+class WatchedPlainEnd(PlainEnd):
+    """A plain connection to the service whose answers an observer sees."""
+
+    __slots__ = ("observer",)
+
+    def __init__(self, sock: socket.socket, observer: Observer) -> None:
+        super().__init__(sock)
+        self.observer = observer
+
+    def recv_now(self, view: memoryview) -> int:
+        count = super().recv_now(view)
+        if self.observer.awaiting and count > 0:
+            self.observer.to_visitor(view[:count])
+        return count
+
+
+class WatchedTlsEnd(TlsEnd):
+    """The same over TLS, where the blocking call is the one in use."""
+
+    __slots__ = ("observer",)
+
+    def __init__(self, sock: ssl.SSLSocket, observer: Observer) -> None:
+        super().__init__(sock)
+        self.observer = observer
+
+    def recv(self, size: int) -> bytes:
+        data = super().recv(size)
+        self.observer.to_visitor(data)
+        return data
+
+
+def watched_end(sock: socket.socket, observer: Observer) -> End:
+    """As `sockets.end_of`, for a connection to the service that is watched."""
+    if isinstance(sock, ssl.SSLSocket):
+        return WatchedTlsEnd(sock, observer)
+    return WatchedPlainEnd(sock, observer)

@@ -1,0 +1,121 @@
+"""One visitor's stream: dial the local service, relay both ways, or say that it is away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gevent import socket
+from gevent.event import Event
+
+from ..errors import LocalServiceError, SessionError
+from ..relay import SocketSink, relay
+from ..sockets import End, end_of
+from ..stream import CANCEL, NO_ERROR, Stream
+from ..wire.handshake import Kind
+from .local import LocalDialer, error_page
+from .observe import Exchange, Observer, WatchedSink, watched_end
+
+#: Seconds for which the rest of a request is taken and dropped after a 502, so that the
+#: visitor reads the page instead of a reset.
+LINGER = 5.0
+
+
+class LocalHealth:
+    """Whether the local service answers; says so when that changes, not once a visitor."""
+
+    def __init__(self, on_down: Callable[[str], None], on_up: Callable[[], None]) -> None:
+        self._on_down = on_down
+        self._on_up = on_up
+        #: What is wrong with the service, one line; None while it answers.
+        self.problem: str | None = None
+
+    def failed(self, problem: str) -> None:
+        """A visitor could not be connected."""
+        if problem != self.problem:
+            self.problem = problem
+            self._on_down(problem)
+
+    def worked(self) -> None:
+        """A visitor was connected."""
+        if self.problem is not None:
+            self.problem = None
+            self._on_up()
+
+
+class Visitor:
+    """A stream on its way to the local service; make it in the session's ``on_stream``.
+
+    Bytes that arrive before the service is connected wait in the sink, bounded by the
+    stream's window.
+    """
+
+    __slots__ = ("_observer", "_sink", "stream")
+
+    def __init__(self, stream: Stream, report: Callable[[Exchange], None] | None = None) -> None:
+        """``report`` gets every exchange that is seen on the stream; None watches nothing."""
+        self.stream = stream
+        self._observer = None if report is None else Observer(report)
+        self._sink = SocketSink(stream) if self._observer is None else WatchedSink(stream, self._observer)
+        stream.receiver = self._sink
+        stream.accept()
+
+    def serve(self, dialer: LocalDialer, health: LocalHealth, kind: Kind) -> None:
+        """Carry the visitor until both directions are over; blocks. Raises nothing of the network."""
+        try:
+            sock = dialer.dial()
+        except LocalServiceError as error:
+            health.failed(str(error))
+            self._turn_away(str(error), kind)
+            return
+        except BaseException:
+            self.stream.reset(CANCEL)
+            raise
+        health.worked()
+        end = self._end_of(sock)
+        if self._sink.done:  # the visitor has left meanwhile
+            end.abort()
+            return
+        self._sink.attach(end)
+        relay(self.stream, self._sink)
+
+    def _end_of(self, sock: socket.socket) -> End:
+        return end_of(sock) if self._observer is None else watched_end(sock, self._observer)
+
+    def _turn_away(self, problem: str, kind: Kind) -> None:
+        """A page for an HTTP visitor, a reset for any other."""
+        if kind is not Kind.HTTP:
+            self.stream.reset(CANCEL)
+            return
+        if self._observer is not None:
+            self._observer.answered(502)
+        drain = _Drain(self.stream)
+        try:
+            self.stream.sendall(error_page(problem))
+            self.stream.shutdown()
+        except SessionError:
+            return
+        drain.over.wait(LINGER)
+        # What is still to come of the request is not wanted (RFC 9113 §8.1).
+        self.stream.reset(NO_ERROR)
+
+
+class _Drain:
+    """A receiver that takes bytes and drops them."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        #: Set when nothing more will come.
+        self.over = Event()
+        if stream.remote_ended or stream.error is not None:
+            self.over.set()
+        stream.receiver = self
+        stream.consumed(stream.receive_window.undelivered)  # what the sink held until now
+
+    def data(self, view: memoryview) -> None:
+        self._stream.consumed(len(view))
+
+    def eof(self) -> None:
+        self.over.set()
+
+    def aborted(self, error: SessionError) -> None:
+        self.over.set()
