@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from secrets import randbelow
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .errors import NameTakenError, RefusedError, TryLaterError
 from .names import random_id, random_name
@@ -46,6 +46,8 @@ class Tunnel:
     remote: str = ""
     #: Sessions that carry its visitors; empty while the client is away.
     sessions: list[Session] = field(default_factory=list)
+    #: Gives out streams over those sessions (the server's StreamPool, which shares that list).
+    pool: Any = None
     #: Bytes from the tunnel to its visitors.
     read_bytes: int = 0
     #: Bytes from its visitors to the tunnel.
@@ -136,9 +138,8 @@ class Registry:
                 return port
         raise TryLaterError("No port is available", 503, TRY_AGAIN)
 
-    def establish(self, tunnel: Tunnel, session: Session) -> None:
-        """Adds an established session; the tunnel is listed from now on."""
-        tunnel.sessions.append(session)
+    def establish(self, tunnel: Tunnel) -> None:
+        """Its first session is established: the tunnel is listed from now on. Idempotent."""
         if not tunnel.ready:
             tunnel.ready = True
             self.opened += 1

@@ -146,12 +146,6 @@ class ServerConfig:
     tunnel_idle_timeout: float = _seconds(
         "TUNNEL_IDLE_TIMEOUT", "0", "the same for upgraded and TCP connections; 0: no limit", low=0
     )
-    pool_idle_timeout: float = _seconds(
-        "POOL_IDLE_TIMEOUT",
-        "4",
-        "seconds an idle connection to a local service is kept for the next visitor; 0: not at all",
-        low=0,
-    )
     max_connections: int = _count("MAX_CONNECTIONS", "65536", "most connections at once on each port")
     max_tunnels: int = _count("MAX_TUNNELS", "10000", "most tunnels at once (503 beyond it)")
     backlog: int = _count("BACKLOG", "2048", "connections that the system queues on each port", high=65_535)
