@@ -4,47 +4,54 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
-from gevent.event import Event
+import gevent
+from gevent import socket
 
 from ..errors import TryLaterError
 from ..registry import Registry, Tunnel
 from ..wire.handshake import OpenRequest
 from .config import ServerConfig
+from .deadlines import Clock
 from .peers import Peers
+from .pool import StreamPool
 
 log = logging.getLogger("tinytun_gevent.server")
 
 RETRY_AFTER: Final = 1.0
 """Seconds after which a client turned away by a draining server tries again: its successor is up."""
 
+DRAIN_TICK: Final = 0.05
+"""Seconds between two looks at whether a draining server is done."""
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """One visitor's request and its answer, or one TCP connection, when it is over."""
 
-    #: Which tunnel carried it; None if none did.
-    tunnel: Tunnel | None
-    #: The visitor's address, as believed.
-    visitor: str
-    #: The request's method; ``TCP`` for a connection of a TCP tunnel.
-    method: str
-    #: The request's path without its query, which may hold secrets; ``""`` for TCP.
-    path: str
-    #: The final answer's status, or 0 when there was none.
+class Front(Protocol):
+    """What serves one kind of connection: the CONNECT listener, the HTTP edge, the TCP front."""
+
+    @property
+    def busy(self) -> int:
+        """How many exchanges (or opaque connections) it carries now."""
+
+    def handle(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        """Serves one connection to its end and closes it; blocks."""
+
+    def drain(self) -> None:
+        """Closes what is idle, lets what is busy finish; must not block."""
+
+
+class Observed(Protocol):
+    """What `ServerCore.observe` learns of an exchange that is over."""
+
+    #: Which tunnel carried it; ``""`` if none did.
+    tunnel_id: str
+    #: The final answer's status; 0 if there was none.
     status: int
-    #: How long it took.
-    seconds: float
-    #: Bytes that the visitor sent and received.
-    received: int
-    sent: int
-    request_id: str = ""
-    #: Why it failed, in one line; None if it did not.
-    error: str | None = None
+    #: Bytes of the answer's body.
+    response_bytes: int
+    #: When it began, in monotonic seconds.
+    started_at: float
 
 
 class ServerCore:
@@ -60,19 +67,15 @@ class ServerCore:
             config.base_domains, tcp_ports=config.tcp_ports, limit=config.max_tunnels, url_of=config.url_of
         )
         self.peers = Peers(config)
-        #: Whose forwarding fields and PROXY headers are believed: ask with ``ip in core.trusted``.
-        self.trusted = config.trusted()
+        self._trusted = config.trusted()
         #: Whether the server is stopping: no new tunnels, no further request on a connection.
         self.draining = False
-        #: Called once when draining begins, for idle visitors, pooled streams and TCP
-        #: listeners to be closed; must not block.
-        self.on_drain: list[Callable[[], None]] = []
+        #: What serves connections; drained together.
+        self.fronts: list[Front] = []
+        #: Looks at the deadlines of everybody's connections once a second.
+        self.clock = Clock()
         #: Called with every exchange that is over; must not block.
-        self.observers: list[Callable[[Exchange], None]] = [_log_exchange]
-        #: How many exchanges are running.
-        self.running = 0
-        self._quiet = Event()
-        self._quiet.set()
+        self.observers: list[Callable[[Observed], None]] = [_log_exchange]
 
     def start(self) -> None:
         """Begins to resolve the peers' names; does not block."""
@@ -87,34 +90,30 @@ class ServerCore:
         if self.draining:
             raise TryLaterError("This server is restarting", 503, RETRY_AFTER)
 
-    def observe(self, exchange: Exchange) -> None:
-        """The one place that every finished exchange passes; never raises."""
+    def observe(self, exchange: Observed) -> None:
+        """The one place that every finished exchange passes; never raises, must not block."""
         for observer in self.observers:
             try:
-                observer(exchange)
+                observer(record)
             except Exception:
                 log.exception("an observer failed")
 
-    @contextmanager
-    def exchange(self) -> Iterator[None]:
-        """Counts an exchange as running inside the ``with`` block, so that a drain waits for it."""
-        self.begin()
-        try:
-            yield
-        finally:
-            self.end()
+    def is_trusted(self, ip: str) -> bool:
+        """Whether PROXY headers and forwarding fields from ``ip`` (unmapped) are believed."""
+        return ip in self._trusted or self.peers.is_peer(ip)
 
-    def begin(self) -> None:
-        """An exchange starts; `end` must follow."""
-        self.running += 1
-        self._quiet.clear()
+    def pool_of(self, tunnel: Tunnel) -> StreamPool:
+        """The streams of ``tunnel``, whose list of sessions is the tunnel's own."""
+        pool: StreamPool | None = tunnel.pool
+        if pool is None:
+            pool = tunnel.pool = StreamPool(self.config.queue_timeout)
+            tunnel.sessions = pool.sessions
+        return pool
 
-    def end(self) -> None:
-        """An exchange that `begin` has counted is over."""
-        assert self.running > 0, "end() without begin()"
-        self.running -= 1
-        if not self.running:
-            self._quiet.set()
+    @property
+    def busy(self) -> int:
+        """How many exchanges are running."""
+        return sum(front.busy for front in self.fronts)
 
     def drain(self, deadline: float) -> bool:
         """Stops: no new tunnels, running exchanges end, then every session is closed.
@@ -122,41 +121,38 @@ class ServerCore:
         Blocks until nothing runs or until ``deadline`` (monotonic seconds), and returns whether all
         ended by themselves. The listening sockets should be closed before. Idempotent.
         """
-        self._begin_drain()
-        ended = bool(self._quiet.wait(max(0.0, deadline - time.monotonic())))
+        self.begin_drain()
+        while (busy := self.busy) and time.monotonic() < deadline:
+            gevent.sleep(DRAIN_TICK)
         self.peers.stop()
+        self.clock.stop()
         for tunnel in list(self.registry.tunnels.values()):
             for session in list(tunnel.sessions):
                 session.close()
-        return ended
+        return not busy
 
-    def _begin_drain(self) -> None:
+    def begin_drain(self) -> None:
+        """Says that the server is stopping, without waiting for anything; idempotent."""
         if self.draining:
             return
         self.draining = True
-        for callback in self.on_drain:
+        for front in self.fronts:
             try:
-                callback()
+                front.drain()
             except Exception:
-                log.exception("a drain callback failed")
+                log.exception("%s could not be drained", type(front).__name__)
         for tunnel in list(self.registry.tunnels.values()):
             for session in list(tunnel.sessions):
                 session.goaway()
 
 
-def _log_exchange(exchange: Exchange) -> None:
-    if not log.isEnabledFor(logging.DEBUG):
-        return
-    tunnel = exchange.tunnel.name if exchange.tunnel else "-"
-    log.debug(
-        "%s %s %s %s %d %.0f ms, %d in, %d out%s",
-        exchange.visitor,
-        tunnel,
-        exchange.method,
-        exchange.path,
-        exchange.status,
-        exchange.seconds * 1000,
-        exchange.received,
-        exchange.sent,
-        f": {exchange.error}" if exchange.error else "",
-    )
+def _log_exchange(exchange: Observed) -> None:
+    if log.isEnabledFor(logging.DEBUG):
+        duration = (time.monotonic() - exchange.started_at) * 1000
+        log.debug(
+            "exchange over: tunnel %s, status %d, %d bytes, %.0f ms",
+            exchange.tunnel_id or "-",
+            exchange.status,
+            exchange.response_bytes,
+            duration,
+        )
