@@ -48,14 +48,28 @@ class Tunnel:
     sessions: list[Session] = field(default_factory=list)
     #: Gives out streams over those sessions (the server's StreamPool, which shares that list).
     pool: Any = None
-    #: Bytes from the tunnel to its visitors.
-    read_bytes: int = 0
-    #: Bytes from its visitors to the tunnel.
-    written_bytes: int = 0
     #: Whether a session has been established; before that, the name is taken but not listed.
     ready: bool = False
     #: When it was claimed, in seconds since the epoch: for people, not for timers.
     since: float = field(default_factory=time.time)
+    #: What sessions that are gone have carried, both ways.
+    _past_read: int = 0
+    _past_written: int = 0
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes from the tunnel to its visitors, up to now."""
+        return self._past_read + sum(session.data_received for session in self.sessions)
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes from its visitors to the tunnel, up to now."""
+        return self._past_written + sum(session.data_sent for session in self.sessions)
+
+    def part(self, session: Session) -> None:
+        """Keeps the counters of a session that leaves ``sessions``."""
+        self._past_read += session.data_received
+        self._past_written += session.data_sent
 
 
 class Registry:

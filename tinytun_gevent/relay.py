@@ -16,7 +16,7 @@ from gevent.event import Event
 
 from tinytun_gevent.errors import SessionError
 from tinytun_gevent.sockets import End
-from tinytun_gevent.stream import CANCEL, Stream
+from tinytun_gevent.stream import CANCEL, Upstream
 
 GATHER: Final = 64
 """Buffers sent in one system call at most, well under every platform's IOV_MAX."""
@@ -33,9 +33,9 @@ class SocketSink:
     of the HTTP edge keeps one sink and sets ``stream`` anew for each exchange.
     """
 
-    __slots__ = ("_backlog", "_draining", "_eof", "_ended", "end", "on_drained", "on_lost", "stream")
+    __slots__ = ("_backlog", "_draining", "_ended", "_eof", "end", "on_drained", "on_lost", "stream")
 
-    def __init__(self, stream: Stream | None = None, end: End | None = None) -> None:
+    def __init__(self, stream: Upstream | None = None, end: End | None = None) -> None:
         #: Who gets credit for what is delivered.
         self.stream = stream
         self.end = end
@@ -183,7 +183,7 @@ class SocketSink:
             self.stream.reset(CANCEL)
 
 
-def relay(stream: Stream, sink: SocketSink) -> None:
+def relay(stream: Upstream, sink: SocketSink) -> None:
     """Moves bytes both ways until both directions have ended; blocks, then closes the socket.
 
     ``sink`` is the stream's receiver, with its socket attached. Raises nothing: an abort on
@@ -206,7 +206,7 @@ def relay(stream: Stream, sink: SocketSink) -> None:
     end.close()
 
 
-def pump(stream: Stream, source: End) -> None:
+def pump(stream: Upstream, source: End) -> None:
     """Moves what ``source`` has to the stream until it ends, then half-closes the stream."""
     while stream.send_from(source):
         pass

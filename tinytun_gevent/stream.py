@@ -44,6 +44,22 @@ class Receiver(Protocol):
         """The stream was reset, or its session ended: the bytes so far are a part."""
 
 
+class Upstream(Protocol):
+    """What a relay or an exchange needs of a :class:`Stream`, or of something like one."""
+
+    receiver: Receiver | None
+    accepted: bool
+    remote_ended: bool
+
+    @property
+    def closed(self) -> bool: ...
+    def sendall(self, data: Buffer) -> None: ...
+    def send_from(self, source: End, limit: int = 0, gate: Gate | None = None) -> int: ...
+    def shutdown(self) -> None: ...
+    def reset(self, code: int = CANCEL) -> None: ...
+    def consumed(self, count: int) -> None: ...
+
+
 class Stream:
     """A stream as :meth:`Session.open` returns it or ``on_stream`` gets it.
 

@@ -94,7 +94,7 @@ class ServerCore:
         """The one place that every finished exchange passes; never raises, must not block."""
         for observer in self.observers:
             try:
-                observer(record)
+                observer(exchange)
             except Exception:
                 log.exception("an observer failed")
 

@@ -1,0 +1,464 @@
+"""The HTTP edge: one greenlet a visitor connection, one :class:`Exchange` a request.
+
+Every request is parsed, routed and forwarded by itself; nothing is inherited from the
+first one on a connection. The visitor's greenlet reads requests; answers are written to
+his socket by the session's reader (``exchange.py``).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import gevent
+from gevent import socket
+from gevent.event import Event
+
+from tinytun_gevent import sockets
+from tinytun_gevent.errors import (
+    MessageError,
+    ProxyHeaderError,
+    SessionClosedError,
+    SessionError,
+    StreamLimitError,
+)
+from tinytun_gevent.registry import Tunnel
+from tinytun_gevent.relay import SocketSink, pump
+from tinytun_gevent.server import proxied
+from tinytun_gevent.server.addresses import plain
+from tinytun_gevent.server.exchange import Exchange
+from tinytun_gevent.server.pages import Failure
+from tinytun_gevent.server.pool import StreamPool
+from tinytun_gevent.server.upstream import PeerConnection
+from tinytun_gevent.sockets import end_of
+from tinytun_gevent.stream import Stream, Upstream
+from tinytun_gevent.wire import http1
+from tinytun_gevent.wire.body import ChunkedBody, LengthBody
+
+if TYPE_CHECKING:
+    from tinytun_gevent.server.core import ServerCore
+
+READ_SIZE: Final = 32 * 1024
+"""Bytes read at once while a request head is awaited."""
+
+LINGER: Final = 2.0
+"""Seconds after our half-close for the visitor to read the answer and close (RFC 9112 §9.6)."""
+
+HOP_FIELD: Final = b"X-Tinytun-Hop"
+"""Marks a request that a peer server forwarded; believed from peers only."""
+
+
+class Edge:
+    """Serves the connections of the proxy port."""
+
+    def __init__(self, core: ServerCore) -> None:
+        self._core = core
+        self._visitors: set[Visitor] = set()
+
+    @property
+    def busy(self) -> int:
+        """Visitors with an exchange under way."""
+        return sum(1 for visitor in self._visitors if visitor.exchange is not None)
+
+    @property
+    def visitors(self) -> int:
+        return len(self._visitors)
+
+    def handle(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        """Serves one visitor connection until it ends; closes the socket. Blocks."""
+        visitor = Visitor(self._core, sock, address)
+        self._visitors.add(visitor)
+        self._core.clock.watch(visitor)
+        try:
+            visitor.run()
+        finally:
+            self._core.clock.forget(visitor)
+            self._visitors.discard(visitor)
+
+    def drain(self) -> None:
+        """Closes the connections that wait for a request; the others end after their answer."""
+        for visitor in list(self._visitors):
+            visitor.drain()
+
+
+class Visitor:
+    """One connection of a visitor: reads his requests and sends them on."""
+
+    __slots__ = (
+        "_buffer",
+        "_core",
+        "_end",
+        "_finished",
+        "_head_patience",
+        "_head_since",
+        "_pool",
+        "_since",
+        "_waiting",
+        "client",
+        "exchange",
+        "forwarding",
+        "pinned",
+        "sink",
+    )
+
+    def __init__(self, core: ServerCore, sock: socket.socket, address: tuple[str, int]) -> None:
+        sockets.tune(sock)
+        self._core = core
+        self._end = end_of(sock)
+        self.client = plain(address)
+        #: Whom and what the local service is told of, unless a trusted proxy says otherwise.
+        self.forwarding = http1.Forwarding(self.client[0], plain(sock.getsockname())[1])
+        self.sink = SocketSink(None, self._end)
+        self.sink.on_lost = self._lost
+        self.sink.on_drained = self._drained
+        #: The exchange under way; its answer may still be on the way while the next head is read.
+        self.exchange: Exchange | None = None
+        #: The stream that belongs to this visitor alone (connection-bound authentication).
+        self.pinned: Upstream | None = None
+        self._pool: StreamPool | None = None
+        self._buffer = bytearray()
+        self._waiting: Event | None = None
+        #: Nothing more will be answered: set with the half-close, and when it was.
+        self._finished = False
+        self._since = time.monotonic()
+        #: When the first byte of a head came that is not complete, and how long it may take.
+        self._head_since = 0.0
+        self._head_patience = core.config.head_timeout
+
+    @property
+    def draining(self) -> bool:
+        return self._core.draining
+
+    # -- the visitor's greenlet -----------------------------------------------
+
+    def run(self) -> None:
+        """Serves requests until either side ends the connection; closes the socket."""
+        try:
+            self._take_proxy_header()
+            while (head := self._read_head()) is not None:
+                self._wait_exchange()
+                if self._finished:
+                    break
+                self._serve(head)
+            self._wait_exchange()
+        except MessageError as error:
+            self._wait_exchange()
+            self._refuse(error)
+        except (OSError, SessionError):
+            self._abandon()
+        except ProxyHeaderError:
+            self._end.abort()
+        finally:
+            self._abandon()
+            if self.pinned is not None:
+                self.pinned.reset()
+            self._linger()
+            self._end.close()
+
+    def _take_proxy_header(self) -> None:
+        """A trusted proxy may begin with a PROXY header; anybody else's is a malformed request."""
+        if not self._core.is_trusted(self.client[0]):
+            return
+        self._head_since, self._head_patience = self._since, self._core.config.proxy_header_timeout
+        header = proxied.read_optional(self._end, self._buffer)
+        self._head_since, self._head_patience = 0.0, self._core.config.head_timeout
+        if header is not None and header.source is not None and header.destination is not None:
+            self.client = plain(header.source)
+            self.forwarding = http1.Forwarding(self.client[0], header.destination[1])
+
+    def _read_head(self) -> bytes | None:
+        """The next request's head; None when the visitor has ended his side. Blocks."""
+        buffer, searched = self._buffer, 0
+        limit = self._core.config.head_bytes
+        while True:
+            if buffer:
+                end = http1.head_end(buffer, 0, searched)
+                if end > limit or (end < 0 and len(buffer) > limit):
+                    raise http1.too_large(buffer)
+                if end >= 0:
+                    self._head_since = 0.0
+                    head = bytes(buffer[:end])
+                    del buffer[:end]
+                    return head
+                searched = len(buffer)
+                self._head_since = self._head_since or time.monotonic()
+            data = self._end.recv(READ_SIZE)
+            if not data:
+                return None
+            if self._finished:
+                continue
+            buffer += data
+
+    def _serve(self, head: bytes) -> None:
+        """Sends one request to where it belongs; returns when all of it has been sent."""
+        request = http1.parse_request_head(head)
+        tunnel = self._core.registry.find_host(request.host)
+        exchange = self.exchange = Exchange(self, request, tunnel.id if tunnel is not None else "")
+        try:
+            if tunnel is not None and tunnel.ready:
+                self._send(exchange, tunnel)
+            else:
+                self._send_elsewhere(exchange, tunnel)
+        except MessageError as error:
+            exchange.fail(Failure(error.status, f"Your request's body was not understood: {error}."))
+        except SessionError as error:
+            exchange.fail(_failure_of(error))
+        if request.upgrade and not exchange.over:
+            self._continue_upgraded(exchange)
+
+    def _send(self, exchange: Exchange, tunnel: Tunnel) -> None:
+        self._pool = self._core.pool_of(tunnel)
+        request = exchange.request
+        forwarding = self._forwarding(request)
+        override = tunnel.host_header.encode() if tunnel.host_header else None
+        head = http1.build_request_head(request, forwarding, override)
+        stream = self._acquire(exchange)
+        self._send_request(exchange, stream, head)
+
+    def _acquire(self, exchange: Exchange, *, fresh: bool = False, first: bool = False) -> Upstream:
+        """The stream for a request: the visitor's own, an idle one, or a new one. Blocks."""
+        assert self._pool is not None
+        if self.pinned is not None and not self.pinned.closed and not fresh:
+            exchange.attach(self.pinned, pooled=True)
+            return self.pinned
+        request = exchange.request
+        retriable = request.method in http1.IDEMPOTENT and not request.length
+        stream = self._pool.acquire(reuse=request.minor == 1 and not fresh, retriable=retriable, first=first)
+        if exchange.over:
+            self._pool.release(stream)
+            raise SessionClosedError("the visitor has left")
+        exchange.attach(stream, pooled=stream.received > 0)
+        return stream
+
+    def _send_request(self, exchange: Exchange, stream: Upstream, head: bytes) -> None:
+        """Sends head and body; returns at the body's end, or when the answer made it moot."""
+        length = exchange.request.length
+        if not length:
+            exchange.request_sent = True
+            stream.sendall(head)
+            return
+        body = LengthBody(length) if length > 0 else ChunkedBody(False)
+        used = body.feed(memoryview(self._buffer)) if self._buffer else 0
+        first = head + bytes(self._buffer[:used])
+        del self._buffer[:used]
+        exchange.request_sent = body.done
+        try:
+            stream.sendall(first)
+            self._pump_body(exchange, stream, body)
+        except SessionError:
+            if not exchange.over:
+                raise
+
+    def _pump_body(self, exchange: Exchange, stream: Upstream, body: LengthBody | ChunkedBody) -> None:
+        def gate(view: memoryview) -> int:
+            used = body.feed(view)
+            if used < len(view):
+                self._buffer += view[used:]
+            return used
+
+        while not body.done and not exchange.over:
+            limit = body.left if isinstance(body, LengthBody) else 0
+            if not stream.send_from(self._end, limit, gate):
+                raise OSError("the visitor left in the middle of his request")
+            exchange.request_sent = body.done
+
+    def _continue_upgraded(self, exchange: Exchange) -> None:
+        """After the service's 101 the connection is opaque; before it, it is not."""
+        while not exchange.upgraded and not exchange.over:
+            self._wait()
+        stream = exchange.stream
+        if exchange.over or stream is None:
+            return
+        if self._buffer:
+            stream.sendall(self._buffer)
+            self._buffer.clear()
+        pump(stream, self._end)
+        self.sink.wait_done()
+        self._finished = True
+
+    # -- elsewhere ------------------------------------------------------------
+
+    def _send_elsewhere(self, exchange: Exchange, tunnel: Tunnel | None) -> None:
+        """The tunnel has no session here, or none at all: perhaps a peer has it."""
+        request = exchange.request
+        from_peer = self._core.peers.is_peer(self.client[0]) and _is_marked(request)
+        label = self._core.registry.label_of(request.host)
+        if tunnel is None and label is not None and not from_peer:
+            peer = self._core.peers.find(label)
+            if peer is not None:
+                self._send_to_peer(exchange, (peer.host, peer.proxy_port))
+                return
+        exchange.request_sent = not request.length
+        exchange.fail(_unknown(request.host, self._core.registry.is_ours(request.host), tunnel))
+
+    def _send_to_peer(self, exchange: Exchange, address: tuple[str, int]) -> None:
+        request = exchange.request
+        request.fields.append((HOP_FIELD, b"1"))
+        head = http1.build_request_head(request, self._forwarding(request))
+        upstream = PeerConnection(address)
+        self._pool = None
+        exchange.attach(upstream, pooled=False)
+        self._send_request(exchange, upstream, head)
+
+    def _forwarding(self, request: http1.RequestHead) -> http1.Forwarding:
+        if not request.forwarding:
+            return self.forwarding
+        return http1.client_from_forwarding(request, self.forwarding, self._core.is_trusted)
+
+    # -- what the exchange calls; nothing here blocks -------------------------
+
+    def retry(self, exchange: Exchange, *, refused: bool = False) -> bool:
+        """Sends the request once more if that is allowed; False if it is not.
+
+        A stream that was refused has done nothing (RFC 9113 §8.7). One from the pool that
+        ended without a byte may have, so only what is idempotent is repeated.
+        """
+        request = exchange.request
+        again = refused or (exchange.pooled and request.method in http1.IDEMPOTENT)
+        if not again or request.length or self._pool is None:
+            return False
+        self.pinned = None
+        gevent.spawn(self._resend, exchange, refused)
+        return True
+
+    def _resend(self, exchange: Exchange, refused: bool) -> None:
+        try:
+            tunnel = self._core.registry.find_host(exchange.request.host)
+            override = tunnel.host_header.encode() if tunnel and tunnel.host_header else None
+            head = http1.build_request_head(exchange.request, self._forwarding(exchange.request), override)
+            self._acquire(exchange, fresh=True, first=refused).sendall(head)
+        except SessionError as error:
+            exchange.fail(_failure_of(error))
+
+    def release(self, stream: Upstream) -> None:
+        """Gives the stream of a finished exchange back, for any visitor."""
+        if self._pool is not None and isinstance(stream, Stream):
+            self._pool.release(stream)
+        else:
+            stream.reset()
+
+    def answer(self, failure: Failure, accept: bytes, *, close: bool, head_only: bool) -> None:
+        """Sends an answer of the server's own."""
+        self.sink.write(failure.answer(accept, close=close, head_only=head_only), 0)
+
+    def exchange_over(self, exchange: Exchange) -> None:
+        """The exchange has ended; the next one may begin, or the connection ends."""
+        self._core.observe(exchange)
+        self.exchange = None
+        self.sink.stream = None
+        self._since = time.monotonic()
+        if exchange.close or self.draining:
+            self._finish()
+        self.wake()
+
+    def wake(self) -> None:
+        """Lets the visitor's greenlet see that something about its exchange has changed."""
+        if self._waiting is not None:
+            self._waiting.set()
+
+    def cut(self) -> None:
+        """Resets the visitor's connection."""
+        self._finished = True
+        self._end.abort()
+
+    def _finish(self) -> None:
+        """Half-closes once everything is delivered; the rest of the visitor's input is dropped."""
+        self._finished = True
+        self._since = time.monotonic()
+        self.sink.finish()
+
+    def _drained(self) -> None:
+        self._since = time.monotonic()
+        if self.exchange is not None:
+            self.exchange.drained()
+
+    def _lost(self) -> None:
+        """The visitor takes no more bytes."""
+        self._finished = True
+        self._abandon()
+        self._end.abort()
+
+    def _abandon(self) -> None:
+        if self.exchange is not None:
+            self.exchange.abandon()
+
+    def _wait_exchange(self) -> None:
+        """Blocks until the exchange under way has ended."""
+        while self.exchange is not None:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._waiting = Event()
+        self._waiting.wait()
+        self._waiting = None
+
+    def _refuse(self, error: MessageError) -> None:
+        """Answers a request that cannot be understood, and ends the connection."""
+        failure = Failure(error.status, f"Your request was not understood: {error}.")
+        if not self._finished:
+            self.sink.write(failure.answer(b"", close=True), 0)
+            self._finish()
+
+    def _linger(self) -> None:
+        """Reads on for a moment, so that a reset does not take the answer from the visitor."""
+        if not self._finished or self._end.closed:
+            return
+        self._buffer.clear()
+        try:
+            self.sink.wait_done()
+            while self._end.recv(READ_SIZE):
+                pass
+        except OSError:
+            pass
+
+    # -- deadlines ------------------------------------------------------------
+
+    def drain(self) -> None:
+        if self.exchange is None and not self._buffer and not self._finished:
+            self._finish()
+
+    def tick(self, now: float) -> None:
+        """Ends what takes too long."""
+        config, exchange = self._core.config, self.exchange
+        if exchange is not None:
+            self._check_exchange(exchange, now)
+        elif self._finished:
+            if self.sink.done and now - self._since > LINGER:
+                self._end.close()
+        elif self._head_since:
+            if now - self._head_since > self._head_patience:
+                self._refuse(MessageError("the request head took too long", 408))
+        elif now - self._since > config.idle_timeout:
+            self._finish()
+
+    def _check_exchange(self, exchange: Exchange, now: float) -> None:
+        stream = exchange.stream
+        if exchange.started or stream is None:
+            return
+        waited = now - exchange.started_at
+        if not stream.accepted and waited > self._core.config.stream_timeout:
+            exchange.fail(Failure(504, "The tunnel's client did not accept the connection in time."))
+        elif exchange.request_sent and waited > self._core.config.answer_timeout:
+            exchange.fail(Failure(504, "The local service did not answer in time."))
+
+
+def _is_marked(request: http1.RequestHead) -> bool:
+    return any(name.lower() == HOP_FIELD.lower() for name, _ in request.fields)
+
+
+def _unknown(host: str, ours: bool, tunnel: Tunnel | None) -> Failure:
+    """Why nobody here serves ``host``."""
+    if tunnel is not None:
+        return Failure(503, f"The tunnel {host} is not connected at the moment.", retry_after=2)
+    if ours:
+        return Failure(404, f"There is no tunnel {host}.")
+    return Failure(421, f"This server does not serve {host}.")
+
+
+def _failure_of(error: SessionError) -> Failure:
+    """What a visitor is told when his request could not be sent."""
+    if isinstance(error, StreamLimitError):
+        return Failure(503, "All connections of this tunnel are in use.", retry_after=5)
+    if isinstance(error, SessionClosedError):
+        return Failure(503, "The tunnel's client is away at the moment.", retry_after=2)
+    return Failure(502, "The local service refused the connection or reset it.")

@@ -1,0 +1,316 @@
+"""One exchange of the HTTP edge: a request that was sent to the local service, and its answer.
+
+The exchange is the receiver of its stream, so everything in here runs in the session's
+reader and never blocks: heads are parsed and rebuilt, bodies are framed and passed on as
+they arrive, straight to the visitor's socket.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from tinytun_gevent.errors import MessageError, SessionError, StreamResetError
+from tinytun_gevent.server.pages import Failure
+from tinytun_gevent.stream import CANCEL, REFUSED_STREAM
+from tinytun_gevent.wire import http1
+from tinytun_gevent.wire.body import Body, ChunkedBody, LengthBody, UntilCloseBody
+
+if TYPE_CHECKING:
+    from tinytun_gevent.server.edge import Visitor
+    from tinytun_gevent.stream import Upstream
+
+JOIN: Final = 64 * 1024
+"""Longest body part, in bytes, that is copied behind its head to leave in one system call."""
+
+
+class Exchange:
+    """The response side of one request; ``visitor`` has the request side.
+
+    It ends exactly once: by :meth:`_complete` when the answer was delivered, or by
+    :meth:`fail` or :meth:`_cut` when it cannot be. ``visitor.exchange_over`` is called then.
+    """
+
+    __slots__ = (
+        "_body",
+        "_framed",
+        "_interim",
+        "_partial",
+        "close",
+        "failure",
+        "over",
+        "pooled",
+        "request",
+        "request_sent",
+        "response",
+        "response_bytes",
+        "started",
+        "started_at",
+        "status",
+        "stream",
+        "tunnel_id",
+        "upgraded",
+        "visitor",
+    )
+
+    def __init__(self, visitor: Visitor, request: http1.RequestHead, tunnel_id: str) -> None:
+        self.visitor = visitor
+        self.request = request
+        self.tunnel_id = tunnel_id
+        #: What the server answered itself, if it did.
+        self.failure: Failure | None = None
+        self.stream: Upstream | None = None
+        #: Whether the stream had carried an exchange before.
+        self.pooled = False
+        #: Whether the whole request, its body included, has been sent.
+        self.request_sent = False
+        #: Whether the visitor has got any byte of an answer.
+        self.started = False
+        self.response: http1.ResponseHead | None = None
+        self.status = 0
+        #: Bytes of the response's body so far.
+        self.response_bytes = 0
+        self.upgraded = False
+        #: Whether the visitor's connection ends with this exchange.
+        self.close = not request.keep_alive or request.minor == 0
+        self.over = False
+        self.started_at = time.monotonic()
+        self._partial = b""
+        self._interim = 0
+        self._body: Body | None = None
+        self._framed = False
+
+    def attach(self, stream: Upstream, *, pooled: bool) -> None:
+        """Becomes the receiver of the stream that the request is about to be sent on."""
+        self.stream = stream
+        self.pooled = pooled
+        self.visitor.sink.stream = stream
+        stream.receiver = self
+
+    # -- the receiver ---------------------------------------------------------
+
+    def data(self, view: memoryview) -> None:
+        try:
+            if self.upgraded:
+                self.visitor.sink.write(view, len(view))
+            elif self._framed:
+                self._excess(len(view))
+            elif self._body is not None:
+                self._take_body(self._body, view)
+            else:
+                self._take_heads(view)
+        except MessageError as error:
+            self._malformed(error)
+
+    def eof(self) -> None:
+        if self.over or self._framed:
+            return
+        if self.upgraded:
+            self.visitor.sink.finish()
+        elif isinstance(self._body, UntilCloseBody):
+            self._finish_body()
+        elif self._untouched and self.visitor.retry(self):
+            pass
+        else:
+            self._broken_off("The local service closed the connection before its answer was complete.")
+
+    def aborted(self, error: SessionError) -> None:
+        if self.over:
+            return
+        if self._framed:
+            self._complete()
+        elif self._untouched and self.visitor.retry(self, refused=_is_refusal(error)):
+            pass
+        elif self.upgraded:
+            self._cut()
+        elif isinstance(error, StreamResetError):
+            self._broken_off("The local service refused the connection or reset it.")
+        else:
+            self._gone(error)
+
+    # -- heads ----------------------------------------------------------------
+
+    def _take_heads(self, view: memoryview) -> None:
+        """Looks for the response's head, passing interim ones on (RFC 9110 §15.2)."""
+        limit = http1.RESPONSE.bytes
+        held = len(self._partial)
+        head = self._partial + bytes(view[: limit + 1 - held])
+        end = http1.head_end(head, 0, held)
+        if end < 0:
+            if len(head) > limit:
+                raise http1.too_large(head, response=True)
+            self._partial = head
+            self._consumed(len(view))
+            return
+        self._partial = b""
+        rest = view[end - held :]
+        response = http1.parse_response_head(head[:end], self.request.method, bool(self.request.upgrade))
+        if response.status >= 200:
+            self._begin(response, rest, len(view) - len(rest))
+        elif response.status == 101:
+            self._switch(response, rest, len(view) - len(rest))
+        else:
+            self._pass_interim(response, len(view) - len(rest))
+            if rest:
+                self._take_heads(rest)
+
+    def _pass_interim(self, response: http1.ResponseHead, credit: int) -> None:
+        self._interim += 1
+        if self._interim > http1.INTERIM_MAX:
+            raise MessageError(f"the service sent more than {http1.INTERIM_MAX} interim answers", 502)
+        if self.request.minor == 0:
+            self._consumed(credit)
+            return
+        self.started = True
+        self.visitor.sink.write(http1.build_response_head(response, close=False, minor_visitor=1), credit)
+
+    def _begin(self, response: http1.ResponseHead, rest: memoryview, credit: int) -> None:
+        """Sends the final head, and with it what came of the body."""
+        self.response = response
+        self.status = response.status
+        if response.length == http1.UNTIL_CLOSE or not self.request_sent or self.visitor.draining:
+            self.close = True
+        if response.connection_auth or self.request.connection_auth:
+            self.visitor.pinned = self.stream
+        head = http1.build_response_head(response, close=self.close, minor_visitor=self.request.minor)
+        if response.length >= 0:
+            self._body = LengthBody(response.length)
+        elif response.length == http1.CHUNKED:
+            self._body = ChunkedBody(True)
+        else:
+            self._body = UntilCloseBody()
+        used = self._body.feed(rest) if rest else 0
+        self.started = True
+        self.response_bytes += used
+        sink = self.visitor.sink
+        if used <= JOIN:
+            sink.write(head + bytes(rest[:used]), credit + used)
+        else:
+            sink.write(head, credit)
+            sink.write(rest[:used], used)
+        self._after_body(len(rest) - used)
+
+    def _switch(self, response: http1.ResponseHead, rest: memoryview, credit: int) -> None:
+        """The service agreed to an upgrade: the connection is opaque from here on."""
+        self.response = response
+        self.status = 101
+        self.upgraded = self.started = self.close = True
+        head = http1.build_response_head(response, close=False, minor_visitor=self.request.minor)
+        self.visitor.sink.write(head + bytes(rest), credit + len(rest))
+        self.visitor.wake()
+
+    # -- bodies ---------------------------------------------------------------
+
+    def _take_body(self, body: Body, view: memoryview) -> None:
+        used = body.feed(view)
+        self.response_bytes += used
+        self.visitor.sink.write(view[:used] if used < len(view) else view, used)
+        self._after_body(len(view) - used)
+
+    def _after_body(self, excess: int) -> None:
+        if self._body is not None and self._body.done:
+            self._finish_body()
+            if excess:
+                self._excess(excess)
+
+    def _excess(self, count: int) -> None:
+        """Bytes behind the answer are no second one: the stream is of no further use."""
+        stream = self.stream
+        self._consumed(count)
+        if stream is not None:
+            stream.reset(CANCEL)
+
+    def _finish_body(self) -> None:
+        """The answer is framed to its end; it is complete when the visitor's kernel has it."""
+        self._framed = True
+        if self.visitor.sink.idle or self.visitor.sink.done:
+            self._complete()
+
+    def drained(self) -> None:
+        """The visitor has taken what had piled up."""
+        if self._framed and not self.over:
+            self._complete()
+
+    def _complete(self) -> None:
+        self._give_back_stream()
+        self._end()
+
+    def _give_back_stream(self) -> None:
+        stream, response = self.stream, self.response
+        if stream is None or response is None:
+            return
+        if self.request_sent and response.keep_alive and self.request.minor == 1 and not stream.remote_ended:
+            if self.visitor.pinned is not stream:
+                self.visitor.release(stream)
+        elif self.request_sent and stream.remote_ended:
+            stream.shutdown()
+        else:
+            stream.reset(CANCEL)
+
+    # -- failures -------------------------------------------------------------
+
+    @property
+    def _untouched(self) -> bool:
+        """Whether nothing of an answer has come yet, so that another try is possible."""
+        return not self.started and not self._partial and self._body is None
+
+    def fail(self, failure: Failure) -> None:
+        """Answers for the service, if no answer has begun; otherwise cuts the visitor off."""
+        if self.over:
+            return
+        if self.started:
+            self._cut()
+            return
+        self.failure = failure
+        self.status = failure.status
+        self.started = True
+        self._drop_stream()
+        self.close = self.close or not self.request_sent
+        self.visitor.answer(failure, self.request.accept, close=self.close, head_only=self._is_head)
+        self._end()
+
+    @property
+    def _is_head(self) -> bool:
+        return self.request.method == b"HEAD"
+
+    def abandon(self) -> None:
+        """The visitor has left: the service need not go on."""
+        if not self.over:
+            self.close = True
+            self._drop_stream()
+            self._end()
+
+    def _malformed(self, error: MessageError) -> None:
+        self.fail(Failure(error.status, f"The local service's answer is malformed: {error}."))
+
+    def _broken_off(self, reason: str) -> None:
+        self.fail(Failure(502, reason))
+
+    def _gone(self, error: SessionError) -> None:
+        self.fail(Failure(503, "The tunnel's client has just gone away.", retry_after=2))
+
+    def _cut(self) -> None:
+        """Resets the visitor's connection: what he has must not look like the whole answer."""
+        self.close = True
+        self._drop_stream()
+        self.visitor.cut()
+        self._end()
+
+    def _drop_stream(self) -> None:
+        stream = self.stream
+        if stream is not None:
+            self.over, was_over = True, self.over
+            stream.reset(CANCEL)
+            self.over = was_over
+
+    def _end(self) -> None:
+        self.over = True
+        self.visitor.exchange_over(self)
+
+    def _consumed(self, count: int) -> None:
+        if self.stream is not None:
+            self.stream.consumed(count)
+
+
+def _is_refusal(error: SessionError) -> bool:
+    return isinstance(error, StreamResetError) and error.remote and error.code == REFUSED_STREAM

@@ -1,0 +1,63 @@
+"""Answers of the server itself: what went wrong, for people and for programs."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import secrets
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final
+
+_HTML: Final = re.compile(rb"text/html|application/xhtml\+xml", re.IGNORECASE)
+
+_PAGE: Final = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{status} {title}</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:12vh auto;padding:0 1rem;color:#222}}
+h1{{font-size:1.4rem}}small{{color:#777}}
+@media(prefers-color-scheme:dark){{body{{background:#181818;color:#ddd}}}}</style></head>
+<body><h1>{status} {title}</h1><p>{reason}</p>
+<p><small>tinytun · request {request_id}</small></p></body></html>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a visitor gets no answer of the local service. ``retry_after`` is in seconds."""
+
+    status: int
+    reason: str
+    retry_after: int | None = None
+    request_id: str = field(default_factory=lambda: secrets.token_hex(6))
+
+    def answer(self, accept: bytes, *, close: bool, head_only: bool = False) -> bytes:
+        """The whole HTTP/1.1 answer: HTML where ``accept`` asks for it, else JSON.
+
+        ``head_only`` leaves the body out, as the answer to HEAD.
+        """
+        title = HTTPStatus(self.status).phrase
+        if _HTML.search(accept):
+            kind = "text/html; charset=utf-8"
+            body = _PAGE.format(
+                status=self.status, title=title, reason=html.escape(self.reason), request_id=self.request_id
+            )
+        else:
+            kind = "application/json"
+            body = json.dumps(
+                {"status": self.status, "error": title, "reason": self.reason, "request_id": self.request_id}
+            )
+        payload = body.encode()
+        lines = [
+            f"HTTP/1.1 {self.status} {title}",
+            f"Content-Type: {kind}",
+            f"Content-Length: {len(payload)}",
+            f"X-Request-Id: {self.request_id}",
+            "Cache-Control: no-store",
+        ]
+        if self.retry_after is not None:
+            lines.append(f"Retry-After: {self.retry_after}")
+        if close:
+            lines.append("Connection: close")
+        return "\r\n".join([*lines, "", ""]).encode() + (b"" if head_only else payload)

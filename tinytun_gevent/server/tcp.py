@@ -1,0 +1,211 @@
+"""TCP tunnels: a listening port for each, and the front behind a PROXY protocol load balancer.
+
+The stream is opened when the visitor connects, before he sends anything: ssh and SMTP
+servers speak first.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from gevent import socket
+from gevent.server import StreamServer
+
+from tinytun_gevent import sockets
+from tinytun_gevent.errors import NameTakenError, ProxyHeaderError, SessionError
+from tinytun_gevent.registry import Tunnel
+from tinytun_gevent.relay import SocketSink, relay
+from tinytun_gevent.server import proxied
+from tinytun_gevent.server.addresses import bracketed, listen, plain
+from tinytun_gevent.server.upstream import PeerConnection
+from tinytun_gevent.sockets import End, end_of
+from tinytun_gevent.stream import Stream, Upstream
+from tinytun_gevent.wire import proxyproto
+
+if TYPE_CHECKING:
+    from tinytun_gevent.server.core import ServerCore
+
+log = logging.getLogger(__name__)
+
+Address = tuple[str, int]
+
+
+class TcpPorts:
+    """The listening ports of the TCP tunnels."""
+
+    def __init__(self, core: ServerCore) -> None:
+        self._core = core
+        self._servers: dict[str, StreamServer] = {}
+        self._visitors = TcpVisitors(core)
+
+    @property
+    def busy(self) -> int:
+        return self._visitors.count
+
+    def listen(self, tunnel: Tunnel) -> None:
+        """Binds the tunnel's port. Raises ``NameTakenError`` if another program has it."""
+        assert isinstance(tunnel.name, int)
+        config = self._core.config
+        try:
+            native = listen(config.bind, tunnel.name, config.backlog)
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise NameTakenError("Port not available") from error
+            raise
+
+        sock = socket.socket(native.family, native.type, native.proto, native.detach())
+        sock.setblocking(False)
+
+        def serve(visitor: socket.socket, address: Address) -> None:
+            self._visitors.serve(tunnel, end_of(visitor), plain(address))
+
+        server = StreamServer(sock, serve)
+        server.start()
+        self._servers[tunnel.id] = server
+
+    def close(self, tunnel: Tunnel) -> None:
+        """Releases the tunnel's port at once; its visitors go on. Idempotent."""
+        server = self._servers.pop(tunnel.id, None)
+        if server is not None:
+            server.close()
+
+    def drain(self) -> None:
+        """Stops listening everywhere."""
+        for server in self._servers.values():
+            server.close()
+        self._servers.clear()
+
+
+class TcpFront:
+    """Serves the TCP proxy port: a PROXY header names the tunnel by its destination port."""
+
+    def __init__(self, core: ServerCore) -> None:
+        self._core = core
+        self._visitors = TcpVisitors(core)
+
+    @property
+    def busy(self) -> int:
+        return self._visitors.count
+
+    def drain(self) -> None:
+        """There is nothing idle here."""
+
+    def handle(self, sock: socket.socket, address: Address) -> None:
+        """Serves one connection until it ends; closes the socket. Blocks."""
+        end = end_of(sock)
+        caller = plain(address)[0]
+        if not self._core.is_trusted(caller):
+            log.info("refused %s on the TCP proxy port: not in TRUSTED_PROXIES", caller)
+            end.close()
+            return
+        buffer = bytearray()
+        watch = _HeaderWatch(end, self._core.config.proxy_header_timeout)
+        self._core.clock.watch(watch)
+        try:
+            header = proxied.read(end, buffer)
+        except (OSError, ProxyHeaderError) as error:
+            log.info("refused a connection of %s on the TCP proxy port: %s", caller, error)
+            end.close()
+            return
+        finally:
+            self._core.clock.forget(watch)
+        if header.source is None or header.destination is None:
+            end.close()
+            return
+        source, destination = plain(header.source), plain(header.destination)
+        tunnel = self._core.registry.find_port(destination[1])
+        if tunnel is not None and tunnel.ready:
+            self._visitors.serve(tunnel, end, source, bytes(buffer))
+        else:
+            self._send_to_peer(end, caller, source, destination, bytes(buffer))
+
+    def _send_to_peer(
+        self, end: End, caller: str, source: Address, destination: Address, early: bytes
+    ) -> None:
+        peers = self._core.peers
+        peer = None if peers.is_peer(caller) else peers.find(destination[1])
+        if peer is None:
+            end.abort()
+            return
+        try:
+            upstream = PeerConnection((peer.host, peer.tcp_proxy_port))
+        except SessionError:
+            end.abort()
+            return
+        self._visitors.carry(upstream, end, proxyproto.build_v2(source, destination) + early)
+
+
+class TcpVisitors:
+    """Connections that are carried as they are."""
+
+    def __init__(self, core: ServerCore) -> None:
+        self._core = core
+        #: How many there are now.
+        self.count = 0
+
+    def serve(self, tunnel: Tunnel, end: End, visitor: Address, early: bytes = b"") -> None:
+        """Carries one visitor of a tunnel; blocks until he or the service is done, closes ``end``."""
+        name = f"{bracketed(visitor[0])}:{visitor[1]}"
+        try:
+            sockets.tune(end.sock)
+            stream = self._core.pool_of(tunnel).acquire(visitor=name)
+        except (SessionError, OSError):
+            end.abort()
+            return
+        self.carry(stream, end, early)
+
+    def carry(self, stream: Upstream, end: End, early: bytes = b"") -> None:
+        """Relays between ``stream`` and ``end``, ``early`` first; blocks, closes both."""
+        sink = SocketSink(stream, end)
+        stream.receiver = sink
+        watch = _VisitorWatch(self._core, stream)
+        self.count += 1
+        self._core.clock.watch(watch)
+        try:
+            if early:
+                stream.sendall(early)
+            elif isinstance(stream, Stream):
+                stream.session.flush()
+            relay(stream, sink)
+        except SessionError:
+            end.abort()
+        finally:
+            self._core.clock.forget(watch)
+            self.count -= 1
+
+
+class _HeaderWatch:
+    """The deadline of a PROXY header."""
+
+    def __init__(self, end: End, patience: float) -> None:
+        self._end = end
+        self._until = time.monotonic() + patience
+
+    def tick(self, now: float) -> None:
+        if now >= self._until:
+            self._end.close()
+
+
+class _VisitorWatch:
+    """The deadlines of one carried connection: to be accepted, and to be used at all."""
+
+    def __init__(self, core: ServerCore, stream: Upstream) -> None:
+        self._config = core.config
+        self._stream = stream
+        self._moved = 0
+        self._since = time.monotonic()
+
+    def tick(self, now: float) -> None:
+        stream, idle = self._stream, self._config.tunnel_idle_timeout
+        if not stream.accepted:
+            if now - self._since > self._config.stream_timeout:
+                stream.reset()
+        elif idle and isinstance(stream, Stream):
+            moved = stream.received + stream.sent
+            if moved != self._moved:
+                self._moved, self._since = moved, now
+            elif now - self._since > idle:
+                stream.reset()
