@@ -1,0 +1,263 @@
+"""The two commands. Their docopt texts below are their specification: what is not in them does not exist.
+
+``--version`` and ``--help`` are answered before docopt or gevent are imported, the client
+patches before it imports anything of ours, and the server's command imports no gevent at all:
+gunicorn's master must not.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from . import __version__
+
+CLIENT = """\
+Put a local web server or TCP service on the internet.
+
+Usage:
+  tinytun http <target> [-s NAME] [-c N] [--host-header VALUE] [options]
+  tinytun tcp <target> [-p PORT] [-c N] [options]
+  tinytun demo [--target TARGET] [options]
+  tinytun (-h | --help | -V | --version)
+
+What to open:
+  <target>  PORT, HOST:PORT, [IPV6]:PORT, unix:/PATH, http://HOST[:PORT] or https://HOST[:PORT]
+  http      a web server; the URL is the only thing on standard output
+  tcp       anything else that speaks TCP
+  demo      a server, a small page and a tunnel to it, all on this computer
+
+Options:
+  -s NAME, --subdomain NAME  Subdomain to use (HTTP tunnels); a random one if absent
+  -p PORT, --port PORT       Remote port to use (TCP tunnels), 20000-60000; any if absent
+  -c N, --concurrency N      Max concurrent connections [default: 100]
+  --host-header VALUE        What the local service sees as Host: a name, or "rewrite" for its own
+  --server URL               Server to use: https://HOST[:PORT], http://HOST[:PORT] (not encrypted)
+                             or HOST[:PORT] (https, port 5554); default: https://tinytun.com:5554
+  --ca FILE                  Trust the certificates in this PEM file instead of the system's
+  --insecure                 Do not check the server's certificate
+  --proxy URL                HTTP proxy to reach the server through: http://[USER:PASSWORD@]HOST[:PORT]
+  --connect-timeout SECONDS  Give up after so long without a connection; never if absent
+  --verify-target WHEN       Check the certificate of an https target: always, never, or auto: not
+                             if it is on this computer [default: auto]
+  --target TARGET            Local service for the demo, instead of its own page
+  -q, --quiet                Only warnings and errors on standard error
+  --log-level LEVEL          debug (every request), info, warning or error [default: info]
+  --debug                    Log everything, and show the stack of an error
+  -h, --help                 Print help
+  -V, --version              Print version
+
+Environment:
+  TINYTUN_SERVER_URL         As --server, which wins
+  HTTPS_PROXY                As --proxy, which wins
+  NO_PROXY                   Servers that are reached without HTTPS_PROXY: names, addresses, CIDRs or *
+
+Exit codes: 0 stopped by a signal, 1 internal error, 2 usage or configuration, 3 refused by the
+server, 4 name or port taken, 5 server unreachable, 130 stopped by a second signal.
+"""
+
+SERVER = """\
+The server of tinytun: gives tunnel clients a public URL or port.
+
+Usage:
+  tinytun-server [options]
+  tinytun-server (-h | --help | -V | --version)
+
+Every option is also an environment variable of the same name, such as PROXY_PORT for --proxy-port;
+the option wins.
+
+Options:
+  --connection-port PORT          port that tunnel clients connect to (default: 5554)
+  --proxy-port PORT               port that visitors reach HTTP tunnels on (default: 5555)
+  --tcp-proxy-port PORT           port for TCP behind a PROXY protocol load balancer (default: 5556)
+  --metadata-port PORT            port of the internal metadata API (default: 5553)
+  --bind ADDRESS                  address of the public ports ([::]: all, IPv4 and IPv6; 0.0.0.0 where
+                                  there is no IPv6) (default: [::])
+  --metadata-bind ADDRESS         address of the metadata port, which lists everybody's tunnels (default:
+                                  127.0.0.1)
+  --base-domain DOMAINS           domains whose subdomains are tunnels, comma-separated; new tunnels are
+                                  shown under the first (default: local.tinytun.com)
+  --public-url TEMPLATE           how a tunnel's URL is shown: {name}, {domain} and {port} (PROXY_PORT)
+                                  are filled in (default: http://{name}.{domain}:{port})
+  --tcp-ports RANGE               ports that TCP tunnels get (default: 20000-60000)
+  --tcp-listen SWITCH             whether tunnels of type tcp listen on their port; off: only
+                                  TCP_PROXY_PORT leads to them (default: on)
+  --trusted-proxies LIST          addresses and CIDRs whose PROXY headers and forwarding fields are
+                                  believed, comma-separated (none by default)
+  --peers LIST                    the other nodes: a DNS name or a list of
+                                  host[:metadata_port[:proxy_port[:tcp_proxy_port]]] (none by default)
+  --metadata-hosts LIST           further names that the metadata API answers to (none by default)
+  --log-level LEVEL               off, error, warn, info, debug or trace; RUST_LOG is understood as well
+                                  (default: info)
+  --head-bytes N                  longest request head, in bytes (431 beyond it) (default: 16384)
+  --head-fields N                 most fields in a request head (default: 100)
+  --head-timeout SECONDS          seconds for a whole request head (408 after it) (default: 10)
+  --answer-head-bytes N           longest response head, in bytes (502 beyond it) (default: 65536)
+  --answer-head-fields N          most fields in a response head (default: 200)
+  --interim-answers N             most 1xx responses to one request (default: 64)
+  --answer-timeout SECONDS        seconds for the local service to begin its response (504 after it)
+                                  (default: 300)
+  --stream-timeout SECONDS        seconds for the tunnel client to accept a visitor (504 after it)
+                                  (default: 10)
+  --handshake-timeout SECONDS     seconds for a client's CONNECT, and again for its first HTTP/2 frames
+                                  (default: 5)
+  --proxy-header-timeout SECONDS  seconds for a PROXY protocol header (default: 3)
+  --queue-timeout SECONDS         seconds a visitor waits at a tunnel's concurrency limit (503 after it)
+                                  (default: 5)
+  --idle-timeout SECONDS          seconds an HTTP connection may be idle between requests (default: 75)
+  --tunnel-idle-timeout SECONDS   the same for upgraded and TCP connections; 0: no limit (default: 0)
+  --max-connections N             most connections at once on each port (default: 65536)
+  --max-tunnels N                 most tunnels at once (503 beyond it) (default: 10000)
+  --backlog N                     connections that the system queues on each port (default: 2048)
+  --drain-timeout SECONDS         seconds that running exchanges get to finish when the server stops
+                                  (default: 25)
+  --check                         Check the configuration and that its ports are free, then exit
+  --debug                         Show the stack of an error
+  -h, --help                      Print help
+  -V, --version                   Print version
+
+Exit codes: 0 stopped by a signal, 1 internal error, 2 configuration, or a port that is in use.
+"""
+
+
+def client() -> NoReturn:
+    """The command ``tinytun``."""
+    argv = sys.argv[1:]
+    _answer_at_once("tinytun", CLIENT, argv)
+    from gevent import monkey
+
+    monkey.patch_all()
+    arguments = parse("tinytun", CLIENT, argv)
+
+    def run() -> int:
+        from .client import command
+
+        return command.run(arguments)
+
+    sys.exit(_guarded("tinytun", run, arguments["--debug"]))
+
+
+def server() -> NoReturn:
+    """The command ``tinytun-server``."""
+    argv = sys.argv[1:]
+    _answer_at_once("tinytun-server", SERVER, argv)
+    arguments = parse("tinytun-server", SERVER, argv)
+
+    def run() -> int:
+        from .server import launch
+
+        return launch.main(server_overrides(arguments), check=arguments["--check"]) or 0
+
+    sys.exit(_guarded("tinytun-server", run, arguments["--debug"]))
+
+
+def parse(program: str, doc: str, argv: Sequence[str]) -> dict[str, Any]:
+    """What docopt reads from ``argv``; exits with 2 and one clear line if it fits no usage."""
+    from docopt import DocoptExit, docopt
+
+    try:
+        return dict(docopt(doc, list(argv), default_help=False))
+    except DocoptExit as error:
+        problem = what_is_wrong(doc, argv, str(error))
+        usage = doc[doc.index("Usage:") :].partition("\n\n")[0]
+        _complain(program, f"{problem}\n\n{usage}\n\n'{program} --help' tells more.")
+        sys.exit(2)
+
+
+def server_overrides(arguments: dict[str, Any]) -> dict[str, str]:
+    """The options with a value that were given, by flag: what wins over the environment."""
+    return {
+        flag: value for flag, value in arguments.items() if flag.startswith("--") and isinstance(value, str)
+    }
+
+
+def what_is_wrong(doc: str, argv: Sequence[str], docopt_says: str) -> str:
+    """Why ``argv`` fits no usage of ``doc``, in a few words; docopt only tells that it does not."""
+    missing = re.match(r"(--?[\w-]+) requires argument", docopt_says)
+    if missing:
+        return f"{missing[1]} needs a value"
+    takes_value = dict(re.findall(r"(?m)^  (?:-\w(?: [A-Z]+)?, )?(--[\w-]+)( [A-Z]+)?  ", doc))
+    shorts = dict(re.findall(r"(?m)^  (-\w)(?: [A-Z]+)?, (--[\w-]+)", doc))
+    words: list[str] = []
+    rest = iter(argv)
+    for word in rest:
+        if not word.startswith("-") or word == "-":
+            words.append(word)
+            continue
+        name, equals, _ = word.partition("=")
+        name = name if word.startswith("--") else shorts.get(word[:2], word[:2])
+        matching = [flag for flag in takes_value if flag == name or flag.startswith(name)]
+        if not name.startswith("--") or not matching:
+            return f"{word.partition('=')[0]!r} is not an option"
+        whole = word.startswith("--") or len(word) == 2
+        if takes_value[matching[0]] and whole and not equals:
+            next(rest, None)
+    commands = re.findall(r"(?m)^  \S+ ([a-z]+) ", doc[doc.index("Usage:") : doc.index("Options:")])
+    return _wrong_words(words, commands)
+
+
+def _wrong_words(words: Sequence[str], commands: Sequence[str]) -> str:
+    """What is wrong with the words beside the options."""
+    if not commands:
+        return f"{words[0]!r} is not expected" if words else "these options do not go together"
+    if not words:
+        return "say what to open, for example: tinytun http 3000"
+    if words[0] not in commands:
+        return f"{words[0]!r} is not one of {', '.join(commands)}"
+    expected = 1 if words[0] == "demo" else 2
+    if len(words) < expected:
+        return f"the target is missing, for example: tinytun {words[0]} 3000"
+    if len(words) > expected:
+        return f"{words[expected]!r} is not expected"
+    return f"these options do not go with {words[0]}"
+
+
+def _answer_at_once(program: str, doc: str, argv: Sequence[str]) -> None:
+    """Version and help need no parser: print and exit."""
+    for word in argv:
+        if word in ("-h", "--help"):
+            _print(doc)
+            sys.exit(0)
+        if word in ("-V", "--version"):
+            _print(f"{program} {__version__}\n")
+            sys.exit(0)
+        if word == "--":
+            return
+
+
+def _guarded(program: str, run: Callable[[], int], debug: bool) -> int:
+    """The exit code of ``run``; an error becomes one line on standard error."""
+    from .errors import TunnelError
+
+    try:
+        return run()
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        if isinstance(error, TunnelError):
+            _complain(program, str(error))
+            return error.exit_code
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        _complain(program, f"internal error: {what}" + ("" if debug else " (--debug shows where)"))
+        return 1
+
+
+def _complain(program: str, text: str) -> None:
+    try:
+        print(f"{program}: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        pass  # nobody reads standard error any more
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError:
+        pass

@@ -1,0 +1,107 @@
+"""What ``tinytun http``, ``tcp`` and ``demo`` do once their arguments are read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gevent
+
+from ..errors import UsageError
+from .agent import Agent
+from .config import check_log_level, config_from_arguments
+from .ui import LogUi, TerminalUi, Ui
+
+#: Exit code after a second signal, as a shell shows an interrupted program.
+INTERRUPTED = 130
+
+
+def run(arguments: Mapping[str, Any]) -> int:
+    """Do what docopt read; blocks until stopped. Returns the exit code; raises TunnelError."""
+    level = "debug" if arguments["--debug"] else check_log_level(arguments["--log-level"])
+    quiet = arguments["--quiet"]
+    set_up_logging("warning" if quiet and level != "debug" else level)
+    if arguments["demo"]:
+        from .demo import run_demo
+
+        check_demo_options(arguments)
+        return run_demo(arguments["--target"])
+    if arguments["--target"] is not None:
+        raise UsageError("--target is for the demo; here the target is an argument")
+    config = config_from_arguments(arguments, os.environ)
+    if config.insecure:
+        logging.getLogger(__name__).warning("--insecure: anybody on the way can read and change everything")
+    ui = choose_ui(str(config.target), quiet)
+    agent = Agent(config, ui)
+    with ui:
+        ui.watch(agent)
+        return run_until_signal(agent, ui)
+
+
+def check_demo_options(arguments: Mapping[str, Any]) -> None:
+    """The demo has a server of its own; raises UsageError for options that would mean nothing."""
+    for flag in ("--server", "--ca", "--proxy", "--connect-timeout"):
+        if arguments[flag] is not None:
+            raise UsageError(f"{flag} means nothing to the demo, which has a server of its own")
+
+
+def choose_ui(target: str, quiet: bool) -> Ui:
+    """A status block where a person looks, plain lines elsewhere."""
+    if quiet or not _is_terminal(sys.stderr):
+        return LogUi(target)
+    return TerminalUi(target)
+
+
+def run_until_signal(agent: Agent, ui: Ui) -> int:
+    """Run the agent; the first SIGINT, SIGTERM or SIGHUP stops it cleanly, the second at once."""
+    with_signals(lambda: agent.stop(), lambda: _leave_now(agent, ui))
+    agent.run()
+    return 0
+
+
+def with_signals(stop: Callable[[], object], leave: Callable[[], object]) -> None:
+    """Call ``stop`` in a greenlet at the first signal that asks to end, ``leave`` at the next."""
+    seen: list[int] = []
+
+    def handle() -> None:
+        seen.append(1)
+        if len(seen) == 1:
+            stop()
+        else:
+            leave()
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None:
+            gevent.signal_handler(number, handle)
+
+
+def set_up_logging(level: str) -> None:
+    """Plain lines with the time on standard error."""
+    logging.raiseExceptions = False  # a closed standard error is no reason to complain
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger = logging.getLogger("tinytun_gevent")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level.upper())
+    logger.propagate = False
+
+
+def _leave_now(agent: Agent, ui: Ui) -> None:
+    """Second signal: say goodbye if that takes no time, and be gone."""
+    gevent.with_timeout(0.2, agent.stop, 0, timeout_value=None)
+    ui.close()
+    os._exit(INTERRUPTED)
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return stream is not None and bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+    except ValueError:
+        return False
+
+
