@@ -1,0 +1,214 @@
+"""A whole server: its four listening sockets, what serves them, how it starts and stops.
+
+`Serving` is a server in the hub that runs it; gunicorn's worker uses it with the master's
+sockets. `TunnelServer` is the same without gunicorn, inside any program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import gevent
+from gevent import socket
+from gevent.pool import Pool
+from gevent.server import StreamServer
+
+from ..background import run_in_hub
+from ..errors import TunnelError
+from ..registry import Registry
+from .addresses import bracketed, listen_all, plain
+from .config import ServerConfig, server_url
+from .core import ServerCore
+from .edge import Edge
+from .listener import Listener
+from .metadata import MetadataApp
+from .tcp import TcpFront
+
+if TYPE_CHECKING:
+    from .metadata_host import MetadataHost
+    from .metadata_plain import PlainHost
+
+log = logging.getLogger("tinytun_gevent.server")
+
+LAST_WORDS: Final = 0.5
+"""Seconds that connections get to end by themselves when everything is over."""
+
+Handler = Callable[[socket.socket, tuple[str, int]], None]
+
+
+class Serving:
+    """One server on sockets that listen already, in the order of `ServerConfig.listeners`.
+
+    The sockets belong to it from now on. Create it in the hub that serves; `start` it, and
+    `stop` it once.
+    """
+
+    def __init__(self, config: ServerConfig, sockets: Sequence[socket.socket]) -> None:
+        ports = [int(sock.getsockname()[1]) for sock in sockets]
+        #: The configuration with the real ports.
+        self.config = dataclasses.replace(
+            config,
+            metadata_port=ports[0],
+            connection_port=ports[1],
+            proxy_port=ports[2],
+            tcp_proxy_port=ports[3],
+        )
+        self.core = core = ServerCore(self.config)
+        listener, edge, tcp = Listener(core), Edge(core), TcpFront(core)
+        core.fronts = [listener, edge, tcp]
+        self._metadata = _metadata_host(MetadataApp(core.registry, self.config))
+        handlers: list[Handler] = [
+            partial(self._metadata.serve, sockets[0]),
+            listener.handle,
+            edge.handle,
+            tcp.handle,
+        ]
+        # A full pool stops accepting; otherwise a server accepts many connections a wakeup.
+        self._pools = [Pool(config.max_connections) for _ in sockets]
+        self._servers: list[StreamServer] = []
+        for sock, handler, pool in zip(sockets, handlers, self._pools, strict=True):
+            sock.setblocking(False)
+            self._servers.append(StreamServer(sock, handle=partial(_serve, handler), spawn=pool))
+
+    def start(self) -> None:
+        """Begins to accept connections; does not block."""
+        self.core.start()
+        for server in self._servers:
+            server.start()
+
+    def stop(self, deadline: float) -> bool:
+        """Stops accepting at once, drains until ``deadline`` (monotonic seconds), closes everything.
+
+        Blocks. Returns whether all exchanges ended by themselves.
+        """
+        for server in self._servers:
+            server.close()
+        self._metadata.close()
+        ended = self.core.drain(deadline)
+        connections = [greenlet for pool in self._pools for greenlet in pool]
+        gevent.joinall(connections, timeout=LAST_WORDS)
+        gevent.killall(connections, timeout=LAST_WORDS)
+        return ended
+
+
+def _metadata_host(app: MetadataApp) -> MetadataHost | PlainHost:
+    """What speaks HTTP for the metadata API: gunicorn, or where it cannot be imported a stand-in."""
+    if os.name == "posix":
+        from .metadata_host import MetadataHost as Host
+    else:
+        from .metadata_plain import PlainHost as Host  # type: ignore[assignment]
+    return Host(app)
+
+
+def _serve(handler: Handler, sock: socket.socket, address: Any) -> None:
+    """Runs a handler, which owns and closes ``sock``; an error of ours ends that connection only."""
+    try:
+        handler(sock, plain(address))
+    except TunnelError as error:
+        log.warning("connection from %s: %s", plain(address)[0], error)
+    except Exception:
+        log.exception("connection from %s failed", plain(address)[0])
+    finally:
+        sock.close()
+
+
+class TunnelServer:
+    """A server inside this program, open for the length of a ``with`` block::
+
+        with TunnelServer(bind="127.0.0.1", connection_port=0, proxy_port=0, tcp_proxy_port=0,
+                          metadata_port=0, base_domains="localhost") as server:
+            print(server.url)            # for clients: Tunnel(3000, server=server.url)
+
+    Works in a program that gevent has monkey-patched and in one that it has not; there,
+    everything runs in one background thread. A port of 0 is chosen by the system.
+    """
+
+    def __init__(self, config: ServerConfig | None = None, **overrides: Any) -> None:
+        """``overrides`` are fields of `ServerConfig`, as values or as text; environment
+        variables are not read. Raises UsageError for what makes no sense; binds nothing yet.
+        """
+        self.config = dataclasses.replace(config or ServerConfig(), **overrides)
+        self._serving: Serving | None = None
+
+    def start(self) -> Self:
+        """Binds the ports and serves. Raises UsageError, with nothing left bound, if one cannot be."""
+        if self._serving is None:
+            run_in_hub(self._start)
+        return self
+
+    def _start(self) -> None:
+        native = listen_all(self.config.listeners(), self.config.backlog)
+        sockets = [socket.socket(sock.family, sock.type, sock.proto, sock.detach()) for sock in native]
+        serving = Serving(self.config, sockets)
+        serving.start()
+        self._serving, self.config = serving, serving.config
+
+    def stop(self, drain: float = 0.0) -> None:
+        """Stops accepting, lets running exchanges finish for up to ``drain`` seconds, closes all.
+
+        Blocks; idempotent.
+        """
+        serving, self._serving = self._serving, None
+        if serving is not None:
+            run_in_hub(serving.stop, time.monotonic() + drain)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def core(self) -> ServerCore:
+        """What the server's parts share. In a program that is not patched, only to be read."""
+        if self._serving is None:
+            raise RuntimeError("the server has not been started")
+        return self._serving.core
+
+    @property
+    def registry(self) -> Registry:
+        """The tunnels that are open."""
+        return self.core.registry
+
+    @property
+    def connection_port(self) -> int:
+        """The port that clients connect to; like the others the real one, once started."""
+        return self.config.connection_port
+
+    @property
+    def proxy_port(self) -> int:
+        return self.config.proxy_port
+
+    @property
+    def tcp_proxy_port(self) -> int:
+        return self.config.tcp_proxy_port
+
+    @property
+    def metadata_port(self) -> int:
+        return self.config.metadata_port
+
+    @property
+    def url(self) -> str:
+        """The server's URL for a client on this machine, such as ``http://127.0.0.1:5554``."""
+        return server_url(self.config)
+
+    @property
+    def metadata_url(self) -> str:
+        """Where the metadata API is reached on this machine, without a trailing slash."""
+        host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(
+            self.config.metadata_bind, self.config.metadata_bind
+        )
+        return f"http://{bracketed(host)}:{self.metadata_port}"
+
+    def url_of(self, name: str) -> str:
+        """The public URL of the HTTP tunnel ``name``."""
+        return self.config.url_of(name)
