@@ -170,11 +170,12 @@ class Agent:
                 delay = self._backoff.next()
             left = self._time_left(lost_at)
             gevent.sleep(delay if left is None else min(delay, left))
+            self._check_time_left(lost_at)
 
     def _connect(self, lost_at: float) -> Session:
         """One attempt; returns a session that has begun. Raises TunnelError; blocks."""
         left = self._time_left(lost_at)
-        with gevent.Timeout(None if left is None else max(left, 0.001), UnreachableError("no answer")):
+        with gevent.Timeout(left, UnreachableError(self.reason or "no answer")):
             sock = dial_server(self.config)
             try:
                 reply, early = open_tunnel(sock, self._request(), self._wish())
@@ -218,13 +219,11 @@ class Agent:
         """After a failed attempt: raises if no other one is to follow."""
         if is_final(error, first=self.url is None):
             raise error
-        reason = clean(str(error), 300)
-        if self._time_left(lost_at) == 0:
-            server, limit = self.config.server.authority, self.config.connect_timeout
-            raise UnreachableError(f"no tunnel through {server} within {limit:g} s: {reason}")
         if isinstance(error, NameTakenError) and time.monotonic() - lost_at >= RANDOM_NAME_PATIENCE:
             self._granted = None  # asks for any name, unless the user wants this one
-        self._enter(State.CONNECTING if self.url is None else State.RECONNECTING, reason)
+        state = State.CONNECTING if self.url is None else State.RECONNECTING
+        self._enter(state, clean(str(error), 300))
+        self._check_time_left(lost_at)
 
     def _delay_after(self, error: TunnelError) -> float:
         """Seconds until the next attempt: at least as many as the server asked for."""
@@ -244,6 +243,12 @@ class Agent:
         if request.kind is Kind.HTTP:
             return f"subdomain {request.subdomain!r}" if request.subdomain else "a subdomain"
         return f"port {request.port}" if request.port else "a port"
+
+    def _check_time_left(self, lost_at: float) -> None:
+        """Raises UnreachableError once ``--connect-timeout`` has passed."""
+        if self._time_left(lost_at) == 0:
+            server, limit = self.config.server.authority, self.config.connect_timeout
+            raise UnreachableError(f"no tunnel through {server} within {limit:g} s: {self.reason}")
 
     def _request(self) -> OpenRequest:
         """The same name or port as last time, a random one too."""

@@ -1,0 +1,787 @@
+"""The agent against a scripted server that speaks the real wire protocol."""
+
+from __future__ import annotations
+
+import random
+import socket as native
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gevent
+import gevent.event
+import gevent.queue
+import pytest
+from gevent import socket
+from gevent.server import StreamServer
+
+from tinytun_gevent.client import agent as agent_module
+from tinytun_gevent.client.agent import Agent
+from tinytun_gevent.client.backoff import EARLY, EARLY_MAX, FIRST, MAX, Backoff
+from tinytun_gevent.client.config import make_config
+from tinytun_gevent.client.events import Listener, State
+from tinytun_gevent.client.observe import Exchange, Observer
+from tinytun_gevent.client.opening import tidy_url
+from tinytun_gevent.errors import (
+    NameTakenError,
+    RefusedError,
+    SessionError,
+    TunnelError,
+    UnreachableError,
+)
+from tinytun_gevent.session import Session
+from tinytun_gevent.stream import CANCEL, Stream
+from tinytun_gevent.wire.handshake import (
+    Kind,
+    OpenReply,
+    OpenRequest,
+    build_refusal,
+    build_reply,
+    head_end,
+    parse_request,
+)
+
+DEADLINE = 10.0
+
+
+class FakeServer:
+    """Answers each CONNECT with what the test put into ``script``, then grants everything."""
+
+    def __init__(self) -> None:
+        self.requests: gevent.queue.Queue[OpenRequest] = gevent.queue.Queue()
+        self.sessions: gevent.queue.Queue[Session] = gevent.queue.Queue()
+        self.script: list[Callable[[OpenRequest], bytes]] = []
+        self.grant = lambda request: default_reply(request)
+        self._server = StreamServer(("127.0.0.1", 0), self._serve)
+        self._server.start()
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.all: list[Session] = []
+
+    def _serve(self, sock: socket.socket, _: Any) -> None:
+        received = b""
+        while head_end(received) < 0:
+            chunk = sock.recv(4096)
+            if not chunk:
+                return
+            received += chunk
+        request = parse_request(received[: head_end(received)])
+        assert isinstance(request, OpenRequest)
+        self.requests.put(request)
+        if self.script:
+            sock.sendall(self.script.pop(0)(request))
+            sock.close()
+            return
+        sock.sendall(build_reply(self.grant(request)))
+        session = Session(sock, opener=True)
+        self.all.append(session)
+        session.start()
+        self.sessions.put(session)
+        session.closed.wait()
+
+    def close(self) -> None:
+        self._server.stop()
+        for session in self.all:
+            session.close()
+
+
+def default_reply(request: OpenRequest) -> OpenReply:
+    if request.kind is Kind.HTTP:
+        name = request.subdomain or "brave-otter"
+        return OpenReply("0" * 32, domain=f"{name}.test", subdomain=name, host_header=True)
+    return OpenReply("0" * 32, port=request.port or 20007)
+
+
+def refuse(status: int, reason: str, retry_after: int | None = None) -> Callable[[OpenRequest], bytes]:
+    return lambda _: build_refusal(status, reason, retry_after)
+
+
+class Recorder(Listener):
+    """Remembers everything that the agent reports."""
+
+    wants_exchanges = True
+
+    def __init__(self) -> None:
+        self.urls: list[str] = []
+        self.states: gevent.queue.Queue[tuple[State, str]] = gevent.queue.Queue()
+        self.warnings: list[str] = []
+        self.local: list[str] = []
+        self.exchanges: gevent.queue.Queue[Exchange] = gevent.queue.Queue()
+
+    def url(self, url: str) -> None:
+        self.urls.append(url)
+
+    def state(self, state: State, reason: str) -> None:
+        self.states.put((state, reason))
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def local_down(self, problem: str) -> None:
+        self.local.append(problem)
+
+    def local_up(self) -> None:
+        self.local.append("up")
+
+    def exchange(self, exchange: Exchange) -> None:
+        self.exchanges.put(exchange)
+
+    def wait_for(self, state: State) -> str:
+        with gevent.Timeout(DEADLINE):
+            while True:
+                seen, reason = self.states.get()
+                if seen is state:
+                    return reason
+
+
+class Collector:
+    """A receiver for the opener's end of a stream."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.data_so_far = bytearray()
+        self.arrived = gevent.event.Event()
+        self.ended = gevent.event.Event()
+        self.error: SessionError | None = None
+        self._stream = stream
+        stream.receiver = self
+
+    def data(self, view: memoryview) -> None:
+        self.data_so_far += view
+        self._stream.consumed(len(view))
+        self.arrived.set()
+
+    def eof(self) -> None:
+        self.ended.set()
+
+    def aborted(self, error: SessionError) -> None:
+        self.error = error
+        self.ended.set()
+
+    def whole(self) -> bytes:
+        assert self.ended.wait(DEADLINE)
+        return bytes(self.data_so_far)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    fake = FakeServer()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_test_hangs() -> Iterator[None]:
+    with gevent.Timeout(60):
+        yield
+
+
+@contextmanager
+def running(server: FakeServer, target: str = "1", **options: Any) -> Iterator[tuple[Agent, Recorder]]:
+    events = Recorder()
+    options.setdefault("environ", {})
+    agent = Agent(make_config(target, server=server.url, **options), events)
+    agent.start()
+    try:
+        yield agent, events
+    finally:
+        agent.stop(grace=0)
+
+
+@contextmanager
+def local_service(handle: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A service on 127.0.0.1; yields the target that names it."""
+
+    def serve(sock: socket.socket, _: Any) -> None:
+        handle(sock)
+
+    service = StreamServer(("127.0.0.1", 0), serve)
+    service.start()
+    try:
+        yield f"127.0.0.1:{service.server_port}"
+    finally:
+        service.stop()
+
+
+def echo(sock: socket.socket) -> None:
+    while data := sock.recv(65536):
+        sock.sendall(data)
+    sock.shutdown(native.SHUT_WR)
+
+
+def free_port() -> int:
+    with native.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reconnects at once: the waits are tested by themselves."""
+    monkeypatch.setattr(Backoff, "next", lambda self: 0.001)
+
+
+# -- connecting -----------------------------------------------------------------
+
+
+def test_it_connects_and_says_where(server: FakeServer) -> None:
+    with running(server, subdomain="app", host_header="rewrite") as (agent, events):
+        agent.wait_connected(DEADLINE)
+        request = server.requests.get()
+        assert (request.kind, request.subdomain, request.host_header) == (Kind.HTTP, "app", "localhost:1")
+        assert request.authority == f"127.0.0.1:{server.port}"
+        assert events.urls == ["http://app.test"]
+        assert agent.url == "http://app.test"
+        assert agent.state is State.CONNECTED
+        assert events.warnings == []
+
+
+def test_the_servers_own_url_is_shown_without_what_is_superfluous(server: FakeServer) -> None:
+    server.grant = lambda _: OpenReply("0" * 32, domain="x.test", subdomain="x", url="https://x.test:443/")
+    with running(server) as (agent, _):
+        agent.wait_connected(DEADLINE)
+        assert agent.url == "https://x.test"
+
+
+def test_a_tcp_tunnel_is_at_the_servers_host(server: FakeServer) -> None:
+    with running(server, kind="tcp", port=30001) as (agent, _):
+        agent.wait_connected(DEADLINE)
+        assert server.requests.get().port == 30001
+        assert agent.url == "tcp://127.0.0.1:30001"
+
+
+def test_a_server_that_does_not_know_host_headers_is_warned_about(server: FakeServer) -> None:
+    server.grant = lambda _: OpenReply("0" * 32, domain="x.test", subdomain="x")
+    with running(server, host_header="rewrite") as (agent, events):
+        agent.wait_connected(DEADLINE)
+        assert len(events.warnings) == 1
+        assert "--host-header" in events.warnings[0]
+
+
+def test_the_concurrency_is_announced(server: FakeServer) -> None:
+    with running(server, concurrency=7) as (agent, _):
+        agent.wait_connected(DEADLINE)
+        assert server.sessions.get(timeout=DEADLINE).peer_max_streams == 7
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "code"),
+    [(400, RefusedError, 3), (401, RefusedError, 3), (403, RefusedError, 3), (409, NameTakenError, 4)],
+)
+def test_a_refusal_that_will_not_heal_ends_it_at_once(
+    server: FakeServer, status: int, error: type[TunnelError], code: int
+) -> None:
+    server.script = [refuse(status, "Because of this")]
+    with running(server, subdomain="app") as (agent, events):
+        with pytest.raises(error) as caught:
+            agent.wait()
+        assert caught.value.exit_code == code
+        assert "subdomain 'app'" in str(caught.value)
+        assert "Because of this" in str(caught.value)
+        assert agent.state is State.CLOSED
+        assert events.urls == []
+
+
+def test_a_taken_port_is_named(server: FakeServer) -> None:
+    server.script = [refuse(409, "Port not available")]
+    with (
+        running(server, kind="tcp", port=30000) as (agent, _),
+        pytest.raises(NameTakenError, match="port 30000: Port not available"),
+    ):
+        agent.wait()
+
+
+@pytest.mark.parametrize("status", [429, 503, 502])
+def test_a_busy_server_is_waited_for(
+    server: FakeServer, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    server.script = [refuse(status, "Later"), refuse(status, "Later still")]
+    with running(server) as (agent, events):
+        assert "Later" in events.wait_for(State.CONNECTING)
+        agent.wait_connected(DEADLINE)
+        assert server.requests.qsize() == 3
+
+
+def test_retry_after_is_honored_within_bounds() -> None:
+    delay_after = Agent(make_config("1", server="http://x", environ={}))._delay_after
+    assert delay_after(agent_module.TryLaterError("x", 503, retry_after=7)) >= 7
+    assert delay_after(agent_module.TryLaterError("x", 503, retry_after=86400)) <= 60
+    assert delay_after(agent_module.TryLaterError("x", 503, retry_after=0)) < 3
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 200 OK\r\n\r\n", b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 404 Not Found\r\n\r\n"]
+)
+def test_something_else_in_the_servers_place_ends_the_first_attempt(
+    server: FakeServer, answer: bytes
+) -> None:
+    server.script = [lambda _: answer]
+    with running(server) as (agent, _):
+        with pytest.raises(UnreachableError, match="server") as caught:
+            agent.wait()
+        assert caught.value.exit_code == 5
+
+
+def test_what_the_server_says_is_made_printable(server: FakeServer) -> None:
+    server.script = [refuse(403, "no\x1b]0;title\x07 entry")]
+    with running(server) as (agent, _):
+        with pytest.raises(RefusedError) as caught:
+            agent.wait()
+        assert str(caught.value).isprintable()
+
+
+def test_it_gives_up_after_the_connect_timeout(server: FakeServer) -> None:
+    server.close()
+    start = time.monotonic()
+    with running(server, connect_timeout=0.7) as (agent, _):
+        with pytest.raises(UnreachableError, match=r"within 0\.7 s: cannot connect.*refused") as caught:
+            agent.wait()
+        assert caught.value.exit_code == 5
+    assert 0.6 < time.monotonic() - start < 5
+
+
+def test_a_silent_server_counts_towards_the_connect_timeout() -> None:
+    listener = native.create_server(("127.0.0.1", 0))
+    config = make_config(
+        "1", server=f"http://127.0.0.1:{listener.getsockname()[1]}", connect_timeout=0.3, environ={}
+    )
+    agent = Agent(config)
+    with listener, pytest.raises(UnreachableError, match=r"within 0\.3 s"):
+        agent.run()
+
+
+# -- reconnecting ---------------------------------------------------------------
+
+
+def test_a_random_name_is_asked_for_again(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast(monkeypatch)
+    with running(server) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        assert server.requests.get().subdomain is None
+        server.sessions.get(timeout=DEADLINE).close()
+        events.wait_for(State.RECONNECTING)
+        events.wait_for(State.CONNECTED)
+        assert server.requests.get().subdomain == "brave-otter"
+        assert events.urls == ["http://brave-otter.test"]
+
+
+def test_a_random_port_is_asked_for_again(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast(monkeypatch)
+    with running(server, kind="tcp") as (agent, events):
+        agent.wait_connected(DEADLINE)
+        server.sessions.get(timeout=DEADLINE).close()
+        events.wait_for(State.RECONNECTING)
+        events.wait_for(State.CONNECTED)
+        assert [server.requests.get().port, server.requests.get().port] == [None, 20007]
+
+
+def test_a_taken_name_is_waited_for_when_reconnecting(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    with running(server, subdomain="app") as (agent, events):
+        agent.wait_connected(DEADLINE)
+        server.script = [refuse(409, "Subdomain not available")] * 5
+        server.sessions.get(timeout=DEADLINE).close()
+        reason = events.wait_for(State.RECONNECTING)
+        while "not available" not in reason:
+            reason = events.wait_for(State.RECONNECTING)
+        since = agent.since
+        assert time.monotonic() - since < DEADLINE
+        events.wait_for(State.CONNECTED)
+        assert events.urls == ["http://app.test"]
+
+
+def test_a_random_name_that_stays_taken_is_given_up(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    monkeypatch.setattr(agent_module, "RANDOM_NAME_PATIENCE", 0.2)
+    names = iter(["first", "second"])
+    server.grant = lambda request: default_reply(
+        request if request.subdomain else OpenRequest(Kind.HTTP, request.authority, subdomain=next(names))
+    )
+    with running(server) as (agent, events):
+        agent.wait_connected(DEADLINE)
+
+        def taken(request: OpenRequest) -> bytes:
+            assert request.subdomain == "first"
+            server.script.append(taken_or_granted)
+            return build_refusal(409, "Subdomain not available")
+
+        def taken_or_granted(request: OpenRequest) -> bytes:
+            if request.subdomain is None:
+                return b""
+            return taken(request)
+
+        server.script = [taken]
+        server.sessions.get(timeout=DEADLINE).close()
+        events.wait_for(State.RECONNECTING)
+        events.wait_for(State.CONNECTED)
+        assert events.urls == ["http://first.test", "http://second.test"]
+
+
+def test_a_refused_user_is_not_tried_again_later(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast(monkeypatch)
+    with running(server, subdomain="app") as (agent, _):
+        agent.wait_connected(DEADLINE)
+        server.script = [refuse(401, "Token revoked")]
+        server.sessions.get(timeout=DEADLINE).close()
+        with pytest.raises(RefusedError, match="Token revoked"):
+            agent.wait()
+
+
+def test_the_first_answer_to_a_ping_makes_the_next_loss_a_fresh_one(server: FakeServer) -> None:
+    with running(server) as (agent, _):
+        agent.wait_connected(DEADLINE)
+        agent._backoff.next()
+        agent._backoff.next()
+        session = agent._session
+        assert session is not None
+        assert session.first_answer.wait(DEADLINE)
+        gevent.sleep(0)
+        assert agent._backoff.next() <= FIRST
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_waits_double_within_their_bounds() -> None:
+    clock = Clock()
+    backoff = Backoff(clock, uniform=lambda low, high: high)
+    waits = []
+    for _ in range(5):
+        waits.append(backoff.next())
+        clock.now += waits[-1]
+    assert waits == [0.5, 1, 2, 2, 2]
+    clock.now += EARLY
+    assert [backoff.next() for _ in range(5)] == [4, 8, 16, 20, 20]
+    clock.now += 1e6
+    assert backoff.next() == MAX
+    backoff.reset()
+    assert backoff.next() == FIRST
+
+
+def test_waits_are_shortened_at_random_by_up_to_half() -> None:
+    seen = []
+    for seed in range(200):
+        backoff = Backoff(Clock(), random.Random(seed).uniform)
+        seen.append([backoff.next() for _ in range(4)][-1])
+    assert EARLY_MAX / 2 <= min(seen) < EARLY_MAX * 0.6
+    assert EARLY_MAX * 0.9 < max(seen) <= EARLY_MAX
+
+
+# -- visitors -------------------------------------------------------------------
+
+
+def visit(server: FakeServer) -> tuple[Stream, Collector]:
+    session = server.sessions.get(timeout=DEADLINE)
+    server.sessions.put(session)
+    stream = session.open()
+    return stream, Collector(stream)
+
+
+def test_bytes_pass_both_ways_and_half_close_travels(server: FakeServer) -> None:
+    with local_service(echo) as target, running(server, target, kind="tcp") as (agent, _):
+        agent.wait_connected(DEADLINE)
+        stream, collector = visit(server)
+        payload = random.Random(1).randbytes(3_000_000)
+        stream.sendall(payload)
+        stream.shutdown()
+        assert collector.whole() == payload
+        assert collector.error is None
+        assert agent.counters.total == 1
+        assert agent.counters.bytes_in == agent.counters.bytes_out == len(payload)
+
+
+def test_data_that_arrives_before_the_service_is_connected_is_kept(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with local_service(echo) as target, running(server, target, kind="tcp") as (agent, _):
+        agent.wait_connected(DEADLINE)
+        gate = gevent.event.Event()
+        dial = agent._dialer.dial
+        monkeypatch.setattr(agent._dialer, "dial", lambda: (gate.wait(), dial())[1])
+        stream, collector = visit(server)
+        stream.sendall(b"early ")
+        stream.sendall(b"words")
+        stream.shutdown()
+        while agent.counters.bytes_in < len(b"early words"):
+            gevent.sleep(0.01)
+        gate.set()
+        assert collector.whole() == b"early words"
+
+
+def test_the_service_may_speak_first(server: FakeServer) -> None:
+    def greet(sock: socket.socket) -> None:
+        sock.sendall(b"220 ready\r\n")
+        echo(sock)
+
+    with local_service(greet) as target, running(server, target, kind="tcp") as (agent, _):
+        agent.wait_connected(DEADLINE)
+        stream, collector = visit(server)
+        stream.session.flush()
+        assert collector.arrived.wait(DEADLINE)
+        assert collector.data_so_far == b"220 ready\r\n"
+        stream.shutdown()
+        collector.whole()
+
+
+def test_a_service_that_resets_resets_the_visitor(server: FakeServer) -> None:
+    def slam(sock: socket.socket) -> None:
+        sock.recv(1)
+        sock.setsockopt(native.SOL_SOCKET, native.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        sock.close()
+
+    with local_service(slam) as target, running(server, target, kind="tcp") as (agent, _):
+        agent.wait_connected(DEADLINE)
+        stream, collector = visit(server)
+        stream.sendall(b"x")
+        collector.whole()
+        assert collector.error is not None
+        assert getattr(collector.error, "code", None) == CANCEL
+
+
+def test_a_visitor_who_aborts_resets_the_service(server: FakeServer) -> None:
+    seen: gevent.queue.Queue[object] = gevent.queue.Queue()
+
+    def watch(sock: socket.socket) -> None:
+        try:
+            while data := sock.recv(10):
+                seen.put(data)
+            seen.put("clean end")
+        except ConnectionResetError:
+            seen.put("reset")
+
+    with local_service(watch) as target, running(server, target, kind="tcp") as (agent, _):
+        agent.wait_connected(DEADLINE)
+        stream, _collector = visit(server)
+        stream.sendall(b"x")
+        assert seen.get(timeout=DEADLINE) == b"x"
+        stream.reset(CANCEL)
+        assert seen.get(timeout=DEADLINE) == "reset"
+
+
+def test_a_refused_http_visitor_gets_a_page_that_says_so(server: FakeServer) -> None:
+    port = free_port()
+    with running(server, str(port)) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        stream, collector = visit(server)
+        stream.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+        page = collector.whole()
+        head, _, body = page.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        assert b"Connection: close" in head
+        assert f"Content-Length: {len(body)}".encode() in head
+        assert f"localhost:{port}: connection refused".encode() in body
+        assert collector.error is None
+        exchange = events.exchanges.get(timeout=DEADLINE)
+        assert (exchange.method, exchange.path, exchange.status) == ("GET", "/x", 502)
+
+
+def test_an_upload_to_a_refused_service_is_taken_until_the_page_is_read(server: FakeServer) -> None:
+    with running(server, str(free_port())) as (agent, _):
+        agent.wait_connected(DEADLINE)
+        stream, collector = visit(server)
+        stream.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3000000\r\n\r\n")
+        stream.sendall(bytes(3_000_000))
+        stream.shutdown()
+        assert collector.whole().startswith(b"HTTP/1.1 502 ")
+        assert collector.error is None
+
+
+def test_a_refused_tcp_visitor_is_reset(server: FakeServer) -> None:
+    with running(server, str(free_port()), kind="tcp") as (agent, _):
+        agent.wait_connected(DEADLINE)
+        stream, collector = visit(server)
+        stream.session.flush()
+        collector.whole()
+        assert getattr(collector.error, "code", None) == CANCEL
+
+
+def test_the_service_is_reported_once_when_it_goes_and_once_when_it_is_back(server: FakeServer) -> None:
+    port = free_port()
+    with running(server, f"127.0.0.1:{port}") as (agent, events):
+        agent.wait_connected(DEADLINE)
+        for _ in range(3):
+            stream, collector = visit(server)
+            stream.session.flush()
+            collector.whole()
+        assert events.local == [f"127.0.0.1:{port}: connection refused"]
+        assert agent.local.problem is not None
+        service = StreamServer(("127.0.0.1", port), lambda sock, _: echo(sock))
+        service.start()
+        for _ in range(2):
+            stream, collector = visit(server)
+            stream.sendall(b"x")
+            stream.shutdown()
+            assert collector.whole() == b"x"
+        service.stop()
+        assert events.local == [f"127.0.0.1:{port}: connection refused", "up"]
+
+
+def test_localhost_is_found_on_either_address_and_remembered(server: FakeServer) -> None:
+    with local_service(echo) as target:
+        port = int(target.rpartition(":")[2])
+        with running(server, str(port), kind="tcp") as (agent, _):
+            agent.wait_connected(DEADLINE)
+            assert agent._dialer._addresses[0][1][0] == "::1"
+            for _ in range(2):
+                stream, collector = visit(server)
+                stream.sendall(b"x")
+                stream.shutdown()
+                assert collector.whole() == b"x"
+                assert agent._dialer._addresses[0][1][0] == "127.0.0.1"
+
+
+def test_a_unix_socket_as_target(server: FakeServer, tmp_path: Any) -> None:
+    path = str(tmp_path / "app.sock")
+    listener = socket.socket(native.AF_UNIX, native.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen()
+    service = StreamServer(listener, lambda sock, _: echo(sock))
+    service.start()
+    with running(server, f"unix:{path}", kind="tcp") as (agent, _):
+        agent.wait_connected(DEADLINE)
+        stream, collector = visit(server)
+        stream.sendall(b"x")
+        stream.shutdown()
+        assert collector.whole() == b"x"
+    service.stop()
+
+
+def test_exchanges_are_reported_one_by_one(server: FakeServer) -> None:
+    def http(sock: socket.socket) -> None:
+        for answer in (b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 Not Found\r\n"):
+            request = b""
+            while b"\r\n\r\n" not in request:
+                request += sock.recv(4096)
+            sock.sendall(answer + b"Content-Length: 0\r\n\r\n")
+
+    with local_service(http) as target, running(server, target) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        stream, _ = visit(server)
+        for line in (b"GET /a?secret=1 HTTP/1.1\r\n", b"POST /b\x1b[1m HTTP/1.1\r\n"):
+            stream.sendall(line + b"Host: a\r\n\r\n")
+            exchange = events.exchanges.get(timeout=DEADLINE)
+            assert 0 <= exchange.seconds < DEADLINE
+            assert "secret" not in exchange.path
+            if exchange.method == "GET":
+                assert (exchange.path, exchange.status) == ("/a", 200)
+            else:
+                assert (exchange.path, exchange.status) == ("/b?[1m", 404)
+
+
+def test_an_observer_is_not_fooled_by_bodies() -> None:
+    seen: list[Exchange] = []
+    observer = Observer(seen.append, clock=lambda: 0.0)
+    observer.to_service(b"PUT /file HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
+    observer.to_service(b"GET /inside HTTP/1.1\r\n")
+    observer.to_visitor(b"HTTP/1.1 201 Created\r\n\r\n")
+    observer.to_visitor(b"HTTP/1.1 500 in a body\r\n")
+    observer.to_service(b"plain body bytes")
+    observer.to_visitor(b"HTTP/1.1 500 in a body\r\n")
+    assert seen == [Exchange("PUT", "/file", 201, 0.0)]
+
+
+def test_an_observer_takes_no_time_over_hostile_bytes() -> None:
+    observer = Observer(lambda _: None)
+    start = time.perf_counter()
+    observer.to_service(b"GET " + b"a" * 1_000_000 + b" ")
+    observer.to_service(b"GET " + b"a?" * 500_000 + b" HTTP/1.1 \r\n")
+    assert time.perf_counter() - start < 1
+    assert not observer.awaiting
+
+
+# -- stopping -------------------------------------------------------------------
+
+
+def test_stop_lets_a_running_exchange_finish(server: FakeServer) -> None:
+    go_on = gevent.event.Event()
+
+    def slow(sock: socket.socket) -> None:
+        sock.recv(10)
+        go_on.wait(DEADLINE)
+        sock.sendall(b"answer")
+
+    with local_service(slow) as target, running(server, target, kind="tcp") as (agent, events):
+        agent.wait_connected(DEADLINE)
+        stream, collector = visit(server)
+        stream.sendall(b"question")
+        stream.shutdown()
+        while not agent.counters.bytes_in:
+            gevent.sleep(0.01)
+        stopping = gevent.spawn(agent.stop)
+        events.wait_for(State.CLOSING)
+        go_on.set()
+        assert collector.whole() == b"answer"
+        assert collector.error is None
+        stopping.get(timeout=DEADLINE)
+        assert agent.state is State.CLOSED
+        assert stream.session.goaway_received
+
+
+def test_stop_does_not_wait_longer_than_it_may(server: FakeServer) -> None:
+    with (
+        local_service(lambda sock: sock.recv(10) and None) as target,
+        running(server, target, kind="tcp") as (agent, _),
+    ):
+        agent.wait_connected(DEADLINE)
+        stream, collector = visit(server)
+        stream.session.flush()
+        while not agent.counters.visitors:
+            gevent.sleep(0.01)
+        start = time.monotonic()
+        agent.stop(grace=0.2)
+        assert time.monotonic() - start < 3
+        collector.whole()
+        assert agent.counters.visitors == 0
+
+
+def test_a_second_stop_cuts_the_first_short(server: FakeServer) -> None:
+    with (
+        local_service(lambda sock: sock.recv(10) and None) as target,
+        running(server, target, kind="tcp") as (agent, _),
+    ):
+        agent.wait_connected(DEADLINE)
+        stream, _collector = visit(server)
+        stream.session.flush()
+        while not agent.counters.visitors:
+            gevent.sleep(0.01)
+        first = gevent.spawn(agent.stop, 30.0)
+        gevent.sleep(0)
+        agent.stop(grace=0)
+        first.get(timeout=DEADLINE)
+
+
+def test_stop_ends_an_agent_that_is_still_trying(server: FakeServer) -> None:
+    server.close()
+    events = Recorder()
+    agent = Agent(make_config("1", server=server.url, environ={}), events)
+    runner = gevent.spawn(agent.run)
+    events.wait_for(State.CONNECTING)
+    agent.stop()
+    assert runner.get(timeout=DEADLINE) is None
+    assert agent.state is State.CLOSED
+
+
+@pytest.mark.parametrize(
+    ("url", "tidy"),
+    [
+        ("http://a.b", "http://a.b"),
+        ("http://a.b/", "http://a.b"),
+        ("http://a.b:80/", "http://a.b"),
+        ("https://a.b:443", "https://a.b"),
+        ("http://a.b:443", "http://a.b:443"),
+        ("https://a.b:8443/", "https://a.b:8443"),
+        ("http://[::1]:80", "http://[::1]"),
+        ("http://a.b:99999", "http://a.b:99999"),
+    ],
+)
+def test_tidy_urls(url: str, tidy: str) -> None:
+    assert tidy_url(url) == tidy
