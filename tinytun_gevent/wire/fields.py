@@ -1,0 +1,187 @@
+"""The field section of a head: read by llhttp, sorted, and the rules that requests and responses share.
+
+Everything here raises ``MessageError`` with the status that the caller passes: 400 for a
+visitor's request, 502 for the local service's response.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from ipaddress import AddressValueError, IPv6Address
+from typing import Final, NamedTuple
+
+import httptools
+
+from tinytun_gevent.errors import MessageError
+
+Fields = list[tuple[bytes, bytes]]
+"""Field lines in order, names as sent; llhttp leaves blanks behind a value where they are."""
+
+CHUNKED: Final = -1
+"""A body's ``length``: it comes in chunks (``wire.body.ChunkedBody``)."""
+
+DROP, NOTE, FORWARDING = range(3)
+"""What becomes of a field that is not simply passed on: ours to write; passed on and looked at;
+kept aside for ``client_from_forwarding``."""
+
+HOP_BY_HOP: Final = (b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade", b"http2-settings")
+"""They belong to one connection (RFC 9110 section 7.6.1)."""
+FRAMING: Final = (b"content-length", b"transfer-encoding")
+OWN: Final = dict.fromkeys(HOP_BY_HOP + FRAMING, DROP)
+FORWARDING_FIELDS: Final = (
+    *(b"forwarded", b"x-real-ip", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"),
+    *(b"x-forwarded-port", b"x-forwarded-server", b"x-forwarded-by", b"x-forwarded-prefix"),
+    *(b"x-forwarded-protocol", b"x-forwarded-scheme", b"x-forwarded-ssl"),
+)
+"""What services believe about a visitor: from himself, none is passed on."""
+
+# Stripping these because Connection names them would change how the message is framed or routed.
+_NOT_NAMEABLE: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"trailer"})
+_HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._-]{1,255})(?::([0-9]{0,5}))?")
+_MAX_LENGTH: Final = 2**63 - 1  # what other implementations can count to
+
+
+class Options(NamedTuple):
+    """A Connection field, taken apart."""
+
+    close: bool = False
+    keep_alive: bool = False
+    upgrade: bool = False
+    named: frozenset[bytes] = frozenset()
+    """Fields that it names for removal, in lower case."""
+
+    def persistent(self, minor: int) -> bool:
+        """Whether the connection may carry another message (RFC 9112 section 9.3)."""
+        return not self.close and (minor > 0 or self.keep_alive)
+
+
+NO_OPTIONS: Final = Options()
+
+
+class _Collector:
+    """What llhttp calls back: keeps the fields."""
+
+    __slots__ = ("fields",)
+
+    def __init__(self) -> None:
+        self.fields: Fields = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value))
+
+
+def read_fields(
+    parser: type[httptools.HttpRequestParser] | type[httptools.HttpResponseParser], head: bytes, status: int
+) -> Fields:
+    """Let a new llhttp parser read ``head``, which is exactly one head; return all its fields."""
+    collector = _Collector()
+    try:
+        parser(collector).feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass  # it takes the wish to upgrade for the deed; the head has been read to its end
+    except httptools.HttpParserError as error:
+        raise MessageError(f"malformed head: {error}", status) from error
+    fields = collector.fields
+    # One line is one field and nothing follows the empty line, whatever llhttp lets pass.
+    if head.count(b"\n") != len(fields) + 2 or not head.endswith(b"\r\n\r\n"):
+        raise MessageError("malformed head: lines and fields do not agree", status)
+    return fields
+
+
+def sort_fields(raw: Fields, kinds: dict[bytes, int]) -> tuple[Fields, dict[bytes, bytes], Fields]:
+    """Return the fields to pass on, the values to look at (by lower-case name), the forwarding fields.
+
+    Lines of one name are noted as a list (RFC 9110 section 5.3), on which Host and Content-Length
+    then fail.
+    """
+    fields: Fields = []
+    noted: dict[bytes, bytes] = {}
+    forwarding: Fields = []
+    for pair in raw:
+        name = pair[0].lower()
+        kind = kinds.get(name)
+        if kind is None:
+            fields.append(pair)
+        elif kind == FORWARDING:
+            forwarding.append(pair)
+        else:
+            if kind == NOTE:
+                fields.append(pair)
+            value = pair[1].rstrip(b" \t")
+            noted[name] = noted[name] + b", " + value if name in noted else value
+    return fields, noted, forwarding
+
+
+def take_framing(noted: dict[bytes, bytes], minor: int, status: int, fields: Fields) -> int | None:
+    """Return how long the body is (None: no field says so); appends the field that says so.
+
+    RFC 9112 sections 6.1 to 6.3; where they let a recipient repair, this refuses.
+    """
+    coding = noted.get(b"transfer-encoding")
+    size = noted.get(b"content-length")
+    if coding is None:
+        if size is None:
+            return None
+        if not size.isdigit() or len(size) > 19 or int(size) > _MAX_LENGTH:
+            raise MessageError("Content-Length is not one number below 2**63", status)
+        length = int(size)
+        fields.append((b"Content-Length", b"%d" % length))
+        return length
+    if size is not None:
+        raise MessageError("Content-Length and Transfer-Encoding exclude each other", status)
+    if not minor:
+        raise MessageError("HTTP/1.0 has no Transfer-Encoding", status)
+    codings = coding.lower().split(b",")
+    if codings != [b"chunked"]:
+        unknown = status == 400 and codings[-1].strip(b" \t") == b"chunked"
+        raise MessageError("the only Transfer-Encoding understood is chunked", 501 if unknown else status)
+    fields.append((b"Transfer-Encoding", b"chunked"))
+    return CHUNKED
+
+
+def take_options(value: bytes, status: int) -> Options:
+    """Take a Connection field apart; those that everybody sends are remembered."""
+    return _cached_options(value, status) if len(value) <= 64 else _options(value, status)
+
+
+def _options(value: bytes, status: int) -> Options:
+    names = {name.strip(b" \t") for name in value.lower().split(b",")}
+    if not names.isdisjoint(_NOT_NAMEABLE):
+        raise MessageError("Connection names a field that frames or routes the message", status)
+    named = frozenset(names - {b"", b"close", b"keep-alive", b"upgrade"})
+    return Options(b"close" in names, b"keep-alive" in names, b"upgrade" in names, named)
+
+
+_cached_options = lru_cache(maxsize=256)(_options)
+
+
+def without_named(fields: Fields, names: frozenset[bytes]) -> Fields:
+    """Return ``fields`` without those that Connection named."""
+    return [pair for pair in fields if pair[0].lower() not in names] if names else fields
+
+
+def lines(fields: Fields) -> bytes:
+    """Return the field lines, each with its CRLF."""
+    return b"\r\n".join(map(b": ".join, fields)) + b"\r\n" if fields else b""
+
+
+@lru_cache(maxsize=1024)
+def normalize_host(value: bytes) -> str:
+    """Return a Host field's host for comparison: lower case, no port, no trailing dot.
+
+    IPv6 literals keep their brackets. Raises ``MessageError`` (400) for everything but a name or
+    an address with an optional port, so for a list, ``@``, ``/`` or a space, and for a blank one.
+    """
+    match = _HOST.fullmatch(value)
+    if match is None or (match[2] and not 0 < int(match[2]) < 65536):
+        raise MessageError("the Host field is malformed")
+    host = match[1].decode("ascii").lower().removesuffix(".")
+    try:
+        if host[:1] == "[":
+            IPv6Address(host[1:-1])
+    except AddressValueError:
+        host = ""
+    if not host:
+        raise MessageError("the Host field is malformed")
+    return host
