@@ -73,7 +73,7 @@ def _read_port(text: str) -> int:
 
 def _read_address(text: str) -> str:
     try:
-        return canonical(text.removeprefix("[").removesuffix("]") if text.startswith("[") else text)
+        return canonical(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
     except ValueError:
         raise ValueError("one IP address, such as 0.0.0.0, 127.0.0.1 or [::]") from None
 
@@ -210,8 +210,8 @@ def _read_rust_log(text: str) -> str:
     """
     general = ours = ""
     for directive in _items(text.partition("/")[0]):
-        target, equals, level = directive.partition("=")
-        target = target.partition("[")[0].strip()
+        target, equals, level = re.sub(r"\[[^]]*\]", "", directive).partition("=")
+        target = target.strip()
         if not equals and target.lower() in (*LEVELS, *_OTHER_SPELLINGS):
             general = _read_level(target)
             continue

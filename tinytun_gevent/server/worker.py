@@ -1,0 +1,116 @@
+"""gunicorn's worker: one process with all four listeners and every tunnel.
+
+Everything it needs is imported in the worker itself, after the fork, so a HUP to the master
+is both reload and upgrade. `adopt` is what the launcher calls.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any, Final
+
+import gevent
+from gevent.event import Event
+from gunicorn.workers.base import Worker
+from gunicorn.workers.ggevent import GeventWorker
+
+from .. import __version__
+from . import logs
+from .app import Serving
+from .config import ServerConfig
+
+log = logging.getLogger("tinytun_gevent.server")
+
+NOTIFY: Final = 1.0
+"""Seconds between two signs of life to the master, which kills a worker after 30 without one."""
+
+
+def adopt(shell: Worker) -> None:
+    """Makes the launcher's bare worker a `TunnelWorker` and runs it; returns when it has stopped.
+
+    The object stays the same because the arbiter's own code, further up the stack, goes on
+    using it; only the class is chosen here, after the fork.
+    """
+    shell.__class__ = TunnelWorker
+    shell.init_process()
+
+
+class TunnelWorker(GeventWorker):  # type: ignore[misc]
+    """Serves the four listening sockets until TERM (drains) or QUIT (leaves at once)."""
+
+    _stopping: Event
+    _serving: Serving
+    _config: ServerConfig
+    #: QUIT or INT was received: nothing is waited for.
+    _hurried = False
+
+    def load_wsgi(self) -> None:
+        """Called last before `run`, when the sockets are gevent's and signals are ours."""
+        overrides: Mapping[str, str] = getattr(self.app, "overrides", {})
+        self._config = ServerConfig.from_environ(os.environ, overrides)
+        logs.configure(self._config.log_level)
+        self._stopping = Event()
+        self._serving = Serving(self._config, self.sockets)
+
+    def run(self) -> None:
+        """Serves; returns when everything has been drained."""
+        self._serving.start()
+        self._announce()
+        while self.alive:
+            self.notify()
+            self._stopping.wait(NOTIFY)
+        self._drain()
+
+    def _announce(self) -> None:
+        """Tells the log, and the master, that this worker serves."""
+        config = self._serving.config
+        log.info(
+            "tinytun-server %s serves: clients on port %d, visitors on %d, TCP proxies on %d, metadata on %d",
+            __version__,
+            config.connection_port,
+            config.proxy_port,
+            config.tcp_proxy_port,
+            config.metadata_port,
+        )
+        ready = getattr(self.app, "ready", None)
+        if ready is not None:
+            ready.tell()
+
+    def _drain(self) -> None:
+        """Stops accepting at once; running exchanges finish within DRAIN_TIMEOUT, unless hurried."""
+        patience = 0.0 if self._hurried else self._config.drain_timeout
+        busy = self._serving.core.busy
+        log.info("stopping: %s", f"{busy} exchanges may take {patience:g} s to finish" if busy else "idle")
+        drain = gevent.spawn(self._serving.stop, time.monotonic() + patience)
+        while not drain.ready():
+            self.notify()
+            self._stopping.clear()
+            either: list[Any] = [drain, self._stopping]
+            gevent.wait(either, timeout=NOTIFY, count=1)
+            if self._hurried and patience:
+                drain.kill(block=False)
+                break
+        log.info("stopped%s", "" if drain.ready() and drain.value else ": some exchanges were cut off")
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        signal.siginterrupt(signal.SIGTERM, True)  # so that a sleeping loop sees it at once
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """TERM: drain."""
+        self.alive = False
+        self._stopping.set()
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """QUIT and INT: leave without waiting for anybody."""
+        self._hurried = True
+        self.handle_exit(sig, frame)
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Connections are served by `Serving`, which accepts them itself."""
+        raise NotImplementedError
