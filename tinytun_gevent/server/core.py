@@ -13,6 +13,7 @@ from gevent import socket
 from ..errors import TryLaterError
 from ..registry import Registry, Tunnel
 from ..wire.handshake import OpenRequest
+from ..wire.http1 import HeadLimits
 from .config import ServerConfig
 from .deadlines import Clock
 from .peers import Peers
@@ -68,6 +69,8 @@ class ServerCore:
         )
         self.peers = Peers(config)
         self._trusted = config.trusted()
+        self.request_limits = HeadLimits(config.head_bytes, config.head_fields)
+        self.answer_limits = HeadLimits(config.answer_head_bytes, config.answer_head_fields)
         #: Whether the server is stopping: no new tunnels, no further request on a connection.
         self.draining = False
         #: What serves connections; drained together.

@@ -127,7 +127,21 @@ class Visitor:
 
     @property
     def draining(self) -> bool:
+        """Whether this connection must end after the exchange under way."""
         return self._core.draining
+
+    @property
+    def request_limits(self) -> http1.HeadLimits:
+        return self._core.request_limits
+
+    @property
+    def answer_limits(self) -> http1.HeadLimits:
+        return self._core.answer_limits
+
+    @property
+    def most_interim(self) -> int:
+        """How many 1xx answers one request may get."""
+        return self._core.config.interim_answers
 
     # -- the visitor's greenlet -----------------------------------------------
 
@@ -169,12 +183,12 @@ class Visitor:
     def _read_head(self) -> bytes | None:
         """The next request's head; None when the visitor has ended his side. Blocks."""
         buffer, searched = self._buffer, 0
-        limit = self._core.config.head_bytes
+        limit = self.request_limits.bytes
         while True:
             if buffer:
                 end = http1.head_end(buffer, 0, searched)
                 if end > limit or (end < 0 and len(buffer) > limit):
-                    raise http1.too_large(buffer)
+                    raise http1.too_large(buffer, limit)
                 if end >= 0:
                     self._head_since = 0.0
                     head = bytes(buffer[:end])
@@ -191,7 +205,7 @@ class Visitor:
 
     def _serve(self, head: bytes) -> None:
         """Sends one request to where it belongs; returns when all of it has been sent."""
-        request = http1.parse_request_head(head)
+        request = http1.parse_request_head(head, self.request_limits)
         tunnel = self._core.registry.find_host(request.host)
         exchange = self.exchange = Exchange(self, request, tunnel.id if tunnel is not None else "")
         try:

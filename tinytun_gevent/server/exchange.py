@@ -132,19 +132,21 @@ class Exchange:
 
     def _take_heads(self, view: memoryview) -> None:
         """Looks for the response's head, passing interim ones on (RFC 9110 §15.2)."""
-        limit = http1.RESPONSE.bytes
+        limits = self.visitor.answer_limits
         held = len(self._partial)
-        head = self._partial + bytes(view[: limit + 1 - held])
+        head = self._partial + bytes(view[: limits.bytes + 1 - held])
         end = http1.head_end(head, 0, held)
         if end < 0:
-            if len(head) > limit:
-                raise http1.too_large(head, response=True)
+            if len(head) > limits.bytes:
+                raise http1.response_too_large(limits.bytes)
             self._partial = head
             self._consumed(len(view))
             return
         self._partial = b""
         rest = view[end - held :]
-        response = http1.parse_response_head(head[:end], self.request.method, bool(self.request.upgrade))
+        response = http1.parse_response_head(
+            head[:end], self.request.method, bool(self.request.upgrade), limits
+        )
         if response.status >= 200:
             self._begin(response, rest, len(view) - len(rest))
         elif response.status == 101:
@@ -156,8 +158,8 @@ class Exchange:
 
     def _pass_interim(self, response: http1.ResponseHead, credit: int) -> None:
         self._interim += 1
-        if self._interim > http1.INTERIM_MAX:
-            raise MessageError(f"the service sent more than {http1.INTERIM_MAX} interim answers", 502)
+        if self._interim > self.visitor.most_interim:
+            raise MessageError(f"the service sent more than {self._interim - 1} interim answers", 502)
         if self.request.minor == 0:
             self._consumed(credit)
             return

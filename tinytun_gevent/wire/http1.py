@@ -52,6 +52,7 @@ __all__ = [
     "normalize_host",
     "parse_request_head",
     "parse_response_head",
+    "response_too_large",
     "too_large",
 ]
 
@@ -168,13 +169,16 @@ def head_end(buffer: bytes | bytearray, start: int = 0, searched: int = 0) -> in
     return -1
 
 
-def too_large(buffer: bytes | bytearray, *, response: bool = False) -> MessageError:
-    """Return the error for a head over its limit: 414 if the request line alone is, else 431; or 502."""
-    if response:
-        return MessageError(f"the response head is larger than {RESPONSE.bytes} bytes", 502)
-    if buffer.find(b"\r\n", 2, REQUEST.bytes) < 0:
-        return MessageError(f"the request line is longer than {REQUEST.bytes} bytes", 414)
-    return MessageError(f"the request head is larger than {REQUEST.bytes} bytes", 431)
+def too_large(buffer: bytes | bytearray, limit: int = REQUEST.bytes) -> MessageError:
+    """Return the error for a request head over ``limit``: 414 if its first line alone is, else 431."""
+    if buffer.find(b"\r\n", 2, limit) < 0:
+        return MessageError(f"the request line is longer than {limit} bytes", 414)
+    return MessageError(f"the request head is larger than {limit} bytes", 431)
+
+
+def response_too_large(limit: int = RESPONSE.bytes) -> MessageError:
+    """Return the error for a response head over ``limit`` bytes."""
+    return MessageError(f"the response head is larger than {limit} bytes", 502)
 
 
 def _past_blank_lines(buffer: bytes | bytearray, start: int) -> int:
@@ -343,19 +347,21 @@ def build_request_head(
 # -- responses -----------------------------------------------------------------------------------
 
 
-def parse_response_head(head: bytes, method: bytes, upgrade_asked: bool) -> ResponseHead:
+def parse_response_head(
+    head: bytes, method: bytes, upgrade_asked: bool, limits: HeadLimits = RESPONSE
+) -> ResponseHead:
     """Read one response head, interim or final, which ends with its empty line.
 
     ``method`` is the request's (HEAD has no body to its answer); ``upgrade_asked`` says whether
     a protocol was offered, because a 101 is an answer to that only.
     Raises ``MessageError`` with 502.
     """
-    if len(head) > RESPONSE.bytes:
-        raise too_large(head, response=True)
+    if len(head) > limits.bytes:
+        raise response_too_large(limits.bytes)
     minor, status, reason = _status_line(head[: head.find(b"\r\n")])
     raw = rules.read_fields(HttpResponseParser, head, 502)
-    if len(raw) > RESPONSE.fields:
-        raise MessageError(f"the response head has more than {RESPONSE.fields} fields", 502)
+    if len(raw) > limits.fields:
+        raise MessageError(f"the response head has more than {limits.fields} fields", 502)
     fields, noted, _ = rules.sort_fields(raw, _RESPONSE_KINDS)
     options = rules.NO_OPTIONS
     if b"connection" in noted:
