@@ -20,7 +20,6 @@ from tinytun_gevent.errors import (
     ProxyHeaderError,
     SessionClosedError,
     SessionError,
-    StreamLimitError,
 )
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.relay import SocketSink, pump
@@ -28,12 +27,14 @@ from tinytun_gevent.server import proxied
 from tinytun_gevent.server.addresses import plain
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.pages import Failure
+from tinytun_gevent.server.peers import Peer
 from tinytun_gevent.server.pool import StreamPool
+from tinytun_gevent.server.routing import find_route, mark_hop
+from tinytun_gevent.server.sending import failure_of, send_request
 from tinytun_gevent.server.upstream import PeerConnection
 from tinytun_gevent.sockets import end_of
 from tinytun_gevent.stream import Stream, Upstream
 from tinytun_gevent.wire import http1
-from tinytun_gevent.wire.body import ChunkedBody, LengthBody
 
 if TYPE_CHECKING:
     from tinytun_gevent.server.core import ServerCore
@@ -43,9 +44,6 @@ READ_SIZE: Final = 32 * 1024
 
 LINGER: Final = 2.0
 """Seconds after our half-close for the visitor to read the answer and close (RFC 9112 §9.6)."""
-
-HOP_FIELD: Final = b"X-Tinytun-Hop"
-"""Marks a request that a peer server forwarded; believed from peers only."""
 
 
 class Edge:
@@ -206,17 +204,21 @@ class Visitor:
     def _serve(self, head: bytes) -> None:
         """Sends one request to where it belongs; returns when all of it has been sent."""
         request = http1.parse_request_head(head, self.request_limits)
-        tunnel = self._core.registry.find_host(request.host)
-        exchange = self.exchange = Exchange(self, request, tunnel.id if tunnel is not None else "")
+        route = find_route(self._core, request, self.client[0])
+        tunnel_id = route.id if isinstance(route, Tunnel) else ""
+        exchange = self.exchange = Exchange(self, request, tunnel_id)
         try:
-            if tunnel is not None and tunnel.ready:
-                self._send(exchange, tunnel)
+            if isinstance(route, Tunnel):
+                self._send(exchange, route)
+            elif isinstance(route, Peer):
+                self._send_to_peer(exchange, route)
             else:
-                self._send_elsewhere(exchange, tunnel)
+                exchange.request_sent = not request.length
+                exchange.fail(route)
         except MessageError as error:
             exchange.fail(Failure(error.status, f"Your request's body was not understood: {error}."))
         except SessionError as error:
-            exchange.fail(_failure_of(error))
+            exchange.fail(failure_of(error))
         if request.upgrade and not exchange.over:
             self._continue_upgraded(exchange)
 
@@ -227,7 +229,7 @@ class Visitor:
         override = tunnel.host_header.encode() if tunnel.host_header else None
         head = http1.build_request_head(request, forwarding, override)
         stream = self._acquire(exchange)
-        self._send_request(exchange, stream, head)
+        send_request(exchange, stream, head, self._end, self._buffer)
 
     def _acquire(self, exchange: Exchange, *, fresh: bool = False, first: bool = False) -> Upstream:
         """The stream for a request: the visitor's own, an idle one, or a new one. Blocks."""
@@ -244,38 +246,6 @@ class Visitor:
         exchange.attach(stream, pooled=stream.received > 0)
         return stream
 
-    def _send_request(self, exchange: Exchange, stream: Upstream, head: bytes) -> None:
-        """Sends head and body; returns at the body's end, or when the answer made it moot."""
-        length = exchange.request.length
-        if not length:
-            exchange.request_sent = True
-            stream.sendall(head)
-            return
-        body = LengthBody(length) if length > 0 else ChunkedBody(False)
-        used = body.feed(memoryview(self._buffer)) if self._buffer else 0
-        first = head + bytes(self._buffer[:used])
-        del self._buffer[:used]
-        exchange.request_sent = body.done
-        try:
-            stream.sendall(first)
-            self._pump_body(exchange, stream, body)
-        except SessionError:
-            if not exchange.over:
-                raise
-
-    def _pump_body(self, exchange: Exchange, stream: Upstream, body: LengthBody | ChunkedBody) -> None:
-        def gate(view: memoryview) -> int:
-            used = body.feed(view)
-            if used < len(view):
-                self._buffer += view[used:]
-            return used
-
-        while not body.done and not exchange.over:
-            limit = body.left if isinstance(body, LengthBody) else 0
-            if not stream.send_from(self._end, limit, gate):
-                raise OSError("the visitor left in the middle of his request")
-            exchange.request_sent = body.done
-
     def _continue_upgraded(self, exchange: Exchange) -> None:
         """After the service's 101 the connection is opaque; before it, it is not."""
         while not exchange.upgraded and not exchange.over:
@@ -290,29 +260,14 @@ class Visitor:
         self.sink.wait_done()
         self._finished = True
 
-    # -- elsewhere ------------------------------------------------------------
-
-    def _send_elsewhere(self, exchange: Exchange, tunnel: Tunnel | None) -> None:
-        """The tunnel has no session here, or none at all: perhaps a peer has it."""
+    def _send_to_peer(self, exchange: Exchange, peer: Peer) -> None:
         request = exchange.request
-        from_peer = self._core.peers.is_peer(self.client[0]) and _is_marked(request)
-        label = self._core.registry.label_of(request.host)
-        if tunnel is None and label is not None and not from_peer:
-            peer = self._core.peers.find(label)
-            if peer is not None:
-                self._send_to_peer(exchange, (peer.host, peer.proxy_port))
-                return
-        exchange.request_sent = not request.length
-        exchange.fail(_unknown(request.host, self._core.registry.is_ours(request.host), tunnel))
-
-    def _send_to_peer(self, exchange: Exchange, address: tuple[str, int]) -> None:
-        request = exchange.request
-        request.fields.append((HOP_FIELD, b"1"))
+        mark_hop(request)
         head = http1.build_request_head(request, self._forwarding(request))
-        upstream = PeerConnection(address)
+        upstream = PeerConnection((peer.host, peer.proxy_port))
         self._pool = None
         exchange.attach(upstream, pooled=False)
-        self._send_request(exchange, upstream, head)
+        send_request(exchange, upstream, head, self._end, self._buffer)
 
     def _forwarding(self, request: http1.RequestHead) -> http1.Forwarding:
         if not request.forwarding:
@@ -342,7 +297,7 @@ class Visitor:
             head = http1.build_request_head(exchange.request, self._forwarding(exchange.request), override)
             self._acquire(exchange, fresh=True, first=refused).sendall(head)
         except SessionError as error:
-            exchange.fail(_failure_of(error))
+            exchange.fail(failure_of(error))
 
     def release(self, stream: Upstream) -> None:
         """Gives the stream of a finished exchange back, for any visitor."""
@@ -454,25 +409,3 @@ class Visitor:
             exchange.fail(Failure(504, "The tunnel's client did not accept the connection in time."))
         elif exchange.request_sent and waited > self._core.config.answer_timeout:
             exchange.fail(Failure(504, "The local service did not answer in time."))
-
-
-def _is_marked(request: http1.RequestHead) -> bool:
-    return any(name.lower() == HOP_FIELD.lower() for name, _ in request.fields)
-
-
-def _unknown(host: str, ours: bool, tunnel: Tunnel | None) -> Failure:
-    """Why nobody here serves ``host``."""
-    if tunnel is not None:
-        return Failure(503, f"The tunnel {host} is not connected at the moment.", retry_after=2)
-    if ours:
-        return Failure(404, f"There is no tunnel {host}.")
-    return Failure(421, f"This server does not serve {host}.")
-
-
-def _failure_of(error: SessionError) -> Failure:
-    """What a visitor is told when his request could not be sent."""
-    if isinstance(error, StreamLimitError):
-        return Failure(503, "All connections of this tunnel are in use.", retry_after=5)
-    if isinstance(error, SessionClosedError):
-        return Failure(503, "The tunnel's client is away at the moment.", retry_after=2)
-    return Failure(502, "The local service refused the connection or reset it.")

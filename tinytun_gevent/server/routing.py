@@ -1,0 +1,48 @@
+"""Where a request belongs: to a tunnel of this server, to a peer that has it, or nowhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tinytun_gevent.registry import Tunnel
+from tinytun_gevent.server.pages import Failure
+from tinytun_gevent.server.peers import Peer
+from tinytun_gevent.wire.http1 import RequestHead
+
+if TYPE_CHECKING:
+    from tinytun_gevent.server.core import ServerCore
+
+HOP_FIELD: Final = b"X-Tinytun-Hop"
+"""Marks a request that a peer server forwarded; believed from peers only."""
+
+
+def find_route(core: ServerCore, request: RequestHead, caller: str) -> Tunnel | Peer | Failure:
+    """Who gets ``request``, which came from the address ``caller``, or what the visitor is told.
+
+    Blocks while peers are asked for a name that is unknown here. A request that a peer has
+    forwarded is not sent on, so it cannot go round in circles.
+    """
+    registry = core.registry
+    tunnel = registry.find_host(request.host)
+    if tunnel is not None:
+        if tunnel.ready:
+            return tunnel
+        return Failure(503, f"The tunnel {request.host} is not connected at the moment.", retry_after=2)
+    label = registry.label_of(request.host)
+    if label is not None and core.peers and not (core.peers.is_peer(caller) and _is_marked(request)):
+        peer = core.peers.find(label)
+        if peer is not None:
+            return peer
+    if registry.is_ours(request.host):
+        return Failure(404, f"There is no tunnel {request.host}.")
+    return Failure(421, f"This server does not serve {request.host}.")
+
+
+def mark_hop(request: RequestHead) -> None:
+    """Says to the peer that gets ``request`` that it has been forwarded once."""
+    if not _is_marked(request):
+        request.fields.append((HOP_FIELD, b"1"))
+
+
+def _is_marked(request: RequestHead) -> bool:
+    return any(name.lower() == HOP_FIELD.lower() for name, _ in request.fields)

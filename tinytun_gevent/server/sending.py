@@ -1,0 +1,60 @@
+"""The request side of an exchange: head and body, on their way to the local service."""
+
+from __future__ import annotations
+
+from tinytun_gevent.errors import SessionClosedError, SessionError, StreamLimitError
+from tinytun_gevent.server.exchange import Exchange
+from tinytun_gevent.server.pages import Failure
+from tinytun_gevent.sockets import End
+from tinytun_gevent.stream import Upstream
+from tinytun_gevent.wire.body import ChunkedBody, LengthBody
+
+
+def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End, buffer: bytearray) -> None:
+    """Sends ``head`` and the body behind it; returns at its end, or when the answer made it moot.
+
+    The body is taken from ``buffer`` (read already), then from ``source``; what belongs to the
+    next request is left in ``buffer``. Blocks. Raises ``OSError`` if the visitor leaves in the
+    middle, :class:`MessageError` for broken framing, :class:`SessionError` for the stream.
+    """
+    length = exchange.request.length
+    if not length:
+        exchange.request_sent = True
+        stream.sendall(head)
+        return
+    body = LengthBody(length) if length > 0 else ChunkedBody(False)
+    used = body.feed(buffer) if buffer else 0
+    first = head + bytes(buffer[:used])
+    del buffer[:used]
+    exchange.request_sent = body.done
+    try:
+        stream.sendall(first)
+        while not body.done and not exchange.over:
+            _send_more(stream, source, body, buffer)
+            exchange.request_sent = body.done
+    except SessionError:
+        if not exchange.over:
+            raise
+
+
+def _send_more(stream: Upstream, source: End, body: LengthBody | ChunkedBody, buffer: bytearray) -> None:
+    """Moves what the visitor has sent of the body's next part; blocks until there is some."""
+    limit = body.left if isinstance(body, LengthBody) else 0
+
+    def gate(view: memoryview) -> int:
+        used = body.feed(view)
+        if used < len(view):
+            buffer.extend(view[used:])
+        return used
+
+    if not stream.send_from(source, limit, gate):
+        raise OSError("the visitor left in the middle of his request")
+
+
+def failure_of(error: SessionError) -> Failure:
+    """What a visitor is told when his request could not be sent."""
+    if isinstance(error, StreamLimitError):
+        return Failure(503, "All connections of this tunnel are in use.", retry_after=5)
+    if isinstance(error, SessionClosedError):
+        return Failure(503, "The tunnel's client is away at the moment.", retry_after=2)
+    return Failure(502, "The local service refused the connection or reset it.")
