@@ -146,9 +146,9 @@ def server() -> NoReturn:
     arguments = parse("tinytun-server", SERVER, argv)
 
     def run() -> int:
-        from .server import launch
+        from .server.launch import main
 
-        return launch.main(server_overrides(arguments), check=arguments["--check"]) or 0
+        return main(server_overrides(arguments), check=arguments["--check"])
 
     sys.exit(_guarded("tinytun-server", run, arguments["--debug"]))
 

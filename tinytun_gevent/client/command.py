@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gevent
@@ -23,23 +23,24 @@ INTERRUPTED = 130
 def run(arguments: Mapping[str, Any]) -> int:
     """Do what docopt read; blocks until stopped. Returns the exit code; raises TunnelError."""
     level = "debug" if arguments["--debug"] else check_log_level(arguments["--log-level"])
-    quiet = arguments["--quiet"]
-    set_up_logging("warning" if quiet and level != "debug" else level)
+    quiet = bool(arguments["--quiet"])
+    set_up_logging("warning" if quiet and level in ("debug", "info") else level)
     if arguments["demo"]:
         from .demo import run_demo
 
         check_demo_options(arguments)
-        return run_demo(arguments["--target"])
+        return run_demo(arguments["--target"], lambda target: choose_ui(target, quiet), stop_on_signals)
     if arguments["--target"] is not None:
         raise UsageError("--target is for the demo; here the target is an argument")
     config = config_from_arguments(arguments, os.environ)
     if config.insecure:
         logging.getLogger(__name__).warning("--insecure: anybody on the way can read and change everything")
-    ui = choose_ui(str(config.target), quiet)
-    agent = Agent(config, ui)
-    with ui:
+    with choose_ui(str(config.target), quiet) as ui:
+        agent = Agent(config, ui)
+        stop_on_signals(agent, ui)
         ui.watch(agent)
-        return run_until_signal(agent, ui)
+        agent.run()
+    return 0
 
 
 def check_demo_options(arguments: Mapping[str, Any]) -> None:
@@ -56,28 +57,21 @@ def choose_ui(target: str, quiet: bool) -> Ui:
     return TerminalUi(target)
 
 
-def run_until_signal(agent: Agent, ui: Ui) -> int:
-    """Run the agent; the first SIGINT, SIGTERM or SIGHUP stops it cleanly, the second at once."""
-    with_signals(lambda: agent.stop(), lambda: _leave_now(agent, ui))
-    agent.run()
-    return 0
-
-
-def with_signals(stop: Callable[[], object], leave: Callable[[], object]) -> None:
-    """Call ``stop`` in a greenlet at the first signal that asks to end, ``leave`` at the next."""
+def stop_on_signals(agent: Agent, ui: Ui) -> None:
+    """The first SIGINT, SIGTERM or SIGHUP ends ``agent`` cleanly, the second one the process at once."""
     seen: list[int] = []
 
-    def handle() -> None:
-        seen.append(1)
+    def handle(number: int) -> None:
+        seen.append(number)
         if len(seen) == 1:
-            stop()
+            agent.stop()
         else:
-            leave()
+            _leave_now(agent, ui)
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None:
-            gevent.signal_handler(number, handle)
+            gevent.signal_handler(number, handle, number)
 
 
 def set_up_logging(level: str) -> None:

@@ -36,6 +36,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
+def clock_time(seconds: float) -> str:
+    """A time span that is still running: whole seconds, then as `duration`."""
+    return f"{int(seconds)} s" if seconds < 120 else duration(seconds)
+
+
 def unclutter(error: BaseException) -> str:
     """Why an operating-system call failed, without its number: ``connection refused``."""
     if isinstance(error, TimeoutError) and not error.strerror:

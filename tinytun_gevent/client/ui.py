@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.event import Event
 
+from ..wire.handshake import Kind
 from .agent import Agent
 from .events import Listener, State
 from .observe import Exchange
-from .text import amount, clean, duration
+from .text import amount, clean, clock_time, duration
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -126,6 +127,8 @@ class TerminalUi(Ui):
     def __init__(self, target: str, console: Console | None = None) -> None:
         super().__init__(target)
         self.recent: deque[Exchange] = deque(maxlen=RECENT)
+        #: How many requests were answered.
+        self.requests = 0
         self.problem: str | None = None
         self._console = console
         self._live: Any = None
@@ -160,6 +163,7 @@ class TerminalUi(Ui):
 
     def exchange(self, exchange: Exchange) -> None:
         self.recent.append(exchange)
+        self.requests += 1
         self._changed.set()
 
     def close(self) -> None:
@@ -240,7 +244,7 @@ class TerminalUi(Ui):
         from rich.text import Text
 
         assert self.agent is not None
-        state, since = self.agent.state, duration(max(1.0, time.monotonic() - self.agent.since))
+        state, since = self.agent.state, clock_time(time.monotonic() - self.agent.since)
         style = {State.CONNECTED: "green", State.CLOSED: "red"}.get(state, "yellow")
         reason = f": {self.agent.reason}" if self.agent.reason else ""
         return Text.assemble("  ", (f"{state} for {since}{reason}", style))
@@ -250,11 +254,12 @@ class TerminalUi(Ui):
 
         assert self.agent is not None
         counters = self.agent.counters
-        text = (
-            f"  {counters.visitors} now, {counters.total} in all"
-            f"  ·  {amount(counters.bytes_in)} in, {amount(counters.bytes_out)} out"
-        )
-        return Text(text, style="dim")
+        visitors = f"{counters.visitors} connection{'' if counters.visitors == 1 else 's'} now"
+        # A connection of an HTTP tunnel carries many visitors' requests, one after the other.
+        http = self.agent.config.kind is Kind.HTTP
+        total = f"{self.requests} requests" if http else f"{counters.total} in all"
+        passed = f"{amount(counters.bytes_in)} in, {amount(counters.bytes_out)} out"
+        return Text(f"  {visitors}, {total}  ·  {passed}", style="dim")
 
 
 def _exchange_line(exchange: Exchange) -> Any:
