@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tinytun_gevent.errors import UsageError
 from tinytun_gevent.server import addresses
 from tinytun_gevent.server.config import ServerConfig, server_url, variables
-from tinytun_gevent.server.settings import PeerAddress, fill_url
+from tinytun_gevent.server.settings import PeerAddress
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -159,10 +159,6 @@ def test_values_may_be_given_as_python_knows_them() -> None:
 def test_urls_leave_out_default_ports_and_the_trailing_slash(template: str, port: int, url: str) -> None:
     config = ServerConfig(public_url=template, proxy_port=port, base_domains=("example.com", "other.org"))
     assert config.url_of("x") == url
-
-
-def test_a_name_in_braces_is_not_filled_in_twice() -> None:
-    assert fill_url("http://{name}.{domain}", "a", "b", 1) == "http://a.b"
 
 
 @pytest.mark.parametrize(

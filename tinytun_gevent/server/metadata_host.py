@@ -12,6 +12,8 @@ from gevent import socket
 from gunicorn.config import Config
 from gunicorn.workers.base_async import AsyncWorker
 
+from ..sockets import tune
+
 log = logging.getLogger("tinytun_gevent.server")
 
 CONNECTION_LIFE: Final = 30.0
@@ -51,6 +53,7 @@ class MetadataHost(AsyncWorker):  # type: ignore[misc]
 
     def serve(self, listener: socket.socket, client: socket.socket, address: tuple[str, int]) -> None:
         """Answers the requests of one connection and closes it; blocks, raises nothing."""
+        tune(client)
         client.setblocking(True)
         watchdog = gevent.get_hub().loop.timer(CONNECTION_LIFE)
         watchdog.start(_cut, client)

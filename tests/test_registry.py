@@ -1,0 +1,166 @@
+"""Names and ports: claimed, found, released; and the random names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from tinytun_gevent import names
+from tinytun_gevent.errors import NameTakenError, RefusedError, TryLaterError
+from tinytun_gevent.registry import Registry
+from tinytun_gevent.wire.handshake import Kind, is_subdomain
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry(
+        ("example.com", "tun.example.org"),
+        tcp_ports=range(30000, 30003),
+        limit=5,
+        url_of=lambda name: f"http://{name}.example.com:5555",
+    )
+
+
+def test_a_claim_has_all_that_the_101_says(registry: Registry) -> None:
+    tunnel = registry.claim(Kind.HTTP, subdomain="App", host_header="local:1", remote="192.0.2.1:5")
+    assert (tunnel.name, tunnel.domain, tunnel.url) == (
+        "app",
+        "app.example.com",
+        "http://app.example.com:5555",
+    )
+    assert re.fullmatch("[0-9a-f]{32}", tunnel.id)
+    assert (tunnel.host_header, tunnel.remote, tunnel.sessions) == ("local:1", "192.0.2.1:5", [])
+    tcp = registry.claim(Kind.TCP, port=30001)
+    assert (tcp.name, tcp.domain, tcp.url) == (30001, None, None)
+    assert tcp.id != tunnel.id
+
+
+def test_a_taken_name_is_refused_until_it_is_released(registry: Registry) -> None:
+    first = registry.claim(Kind.HTTP, subdomain="app")
+    with pytest.raises(NameTakenError, match="Subdomain not available") as caught:
+        registry.claim(Kind.HTTP, subdomain="APP")
+    assert caught.value.status == 409
+    registry.release(first)
+    second = registry.claim(Kind.HTTP, subdomain="app")
+    registry.release(first)  # late, and harmless to its successor
+    assert registry.find_host("app.example.com") is second
+
+
+def test_a_taken_port_is_refused_for_both_kinds(registry: Registry) -> None:
+    registry.claim(Kind.TCP_PORT, port=30000)
+    with pytest.raises(NameTakenError, match="Port not available"):
+        registry.claim(Kind.TCP, port=30000)
+
+
+@pytest.mark.parametrize("port", [29999, 30003, 0, 80, 65536])
+def test_a_port_outside_the_range_is_refused(registry: Registry, port: int) -> None:
+    with pytest.raises(RefusedError, match="30000-30002") as caught:
+        registry.claim(Kind.TCP, port=port)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a-", "a.b", "a_b", "ä", "a" * 64, "a b", "a\n"])
+def test_what_is_no_label_is_refused(registry: Registry, name: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        registry.claim(Kind.HTTP, subdomain=name)
+    assert caught.value.status == 400
+    assert registry.tunnels == {}
+
+
+def test_any_port_finds_the_last_free_one(registry: Registry) -> None:
+    ports = {registry.claim(Kind.TCP).name for _ in range(3)}
+    assert ports == {30000, 30001, 30002}
+    with pytest.raises(TryLaterError) as caught:
+        registry.claim(Kind.TCP)
+    assert (caught.value.status, caught.value.retry_after) == (503, 5.0)
+
+
+def test_a_full_server_says_so(registry: Registry) -> None:
+    tunnels = [registry.claim(Kind.HTTP) for _ in range(5)]
+    with pytest.raises(TryLaterError) as caught:
+        registry.claim(Kind.HTTP, subdomain="one-more")
+    assert caught.value.status == 503
+    registry.release(tunnels[0])
+    assert registry.claim(Kind.HTTP, subdomain="one-more").name == "one-more"
+
+
+def test_random_names_avoid_those_that_are_taken(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter(["same", "same", "same", "other"])
+    monkeypatch.setattr("tinytun_gevent.registry.random_name", lambda: next(drawn))
+    assert registry.claim(Kind.HTTP).name == "same"
+    assert registry.claim(Kind.HTTP).name == "other"
+
+
+@pytest.mark.parametrize(
+    ("host", "found", "ours"),
+    [
+        ("app.example.com", True, True),
+        ("app.tun.example.org", True, True),
+        ("other.example.com", False, True),
+        ("example.com", False, True),
+        ("a.app.example.com", False, True),
+        ("app.example.com.evil.net", False, False),
+        ("appexample.com", False, False),
+        ("app.example.net", False, False),
+        ("example.org", False, False),
+        ("app", False, False),
+        (".example.com", False, True),
+        ("", False, False),
+        ("127.0.0.1", False, False),
+    ],
+)
+def test_the_whole_host_is_compared(registry: Registry, host: str, found: bool, ours: bool) -> None:
+    tunnel = registry.claim(Kind.HTTP, subdomain="app")
+    assert registry.find_host(host) is (tunnel if found else None)
+    assert registry.is_ours(host) is ours
+
+
+def test_a_port_is_not_found_as_a_host_nor_a_name_as_a_port(registry: Registry) -> None:
+    tcp = registry.claim(Kind.TCP, port=30000)
+    assert registry.find_host("30000.example.com") is None
+    assert registry.find_port(30000) is tcp
+    http = registry.claim(Kind.HTTP, subdomain="30001")
+    assert registry.find_port(30001) is None
+    assert registry.find_host("30001.example.com") is http
+
+
+def test_a_path_means_a_name_before_a_port(registry: Registry) -> None:
+    tcp = registry.claim(Kind.TCP, port=30000)
+    assert registry.find_text("30000") is registry.find_text(":30000") is tcp
+    http = registry.claim(Kind.HTTP, subdomain="30000")
+    assert registry.find_text("30000") is http
+    assert registry.find_text(":30000") is tcp
+    assert registry.find_text("nobody") is None
+    for nonsense in ("", ":", ":x", ":-1", "²", ":٣", ":99999999999", "/"):
+        assert registry.find_text(nonsense) is None
+
+
+def test_a_tunnel_is_listed_only_while_it_is_established(registry: Registry) -> None:
+    tunnel = registry.claim(Kind.HTTP, subdomain="app")
+    assert list(registry.listed()) == []
+    registry.establish(tunnel)
+    registry.establish(tunnel)
+    assert list(registry.listed()) == [tunnel]
+    assert registry.opened == 1
+    registry.release(tunnel)
+    assert list(registry.listed()) == []
+    assert not tunnel.ready
+
+
+def test_random_names_are_labels_without_ambiguous_letters_and_differ() -> None:
+    drawn = [names.random_name() for _ in range(2000)]
+    assert len(set(drawn)) == len(drawn)  # fails by chance once in 5,000 runs
+    for name in drawn:
+        assert is_subdomain(name)
+        assert len(name) == 11
+        assert not set(name) & set("lqcxy0123456789")
+    first = Counter(name[0] for name in drawn)
+    assert len(first) == 16
+    assert names.COMBINATIONS == 102_400**2
+
+
+def test_ids_are_32_hexadecimal_digits() -> None:
+    assert re.fullmatch("[0-9a-f]{32}", names.random_id())
+    assert names.random_id() != names.random_id()
