@@ -7,6 +7,7 @@ they arrive, straight to the visitor's socket.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,8 @@ from tinytun_gevent.wire.body import Body, ChunkedBody, LengthBody, UntilCloseBo
 if TYPE_CHECKING:
     from tinytun_gevent.server.edge import Visitor
     from tinytun_gevent.stream import Upstream
+
+log = logging.getLogger(__name__)
 
 JOIN: Final = 64 * 1024
 """Longest body part, in bytes, that is copied behind its head to leave in one system call."""
@@ -101,6 +104,9 @@ class Exchange:
                 self._take_heads(view)
         except MessageError as error:
             self._malformed(error)
+        except Exception:
+            log.exception("an exchange failed by an internal error")
+            self.fail(Failure(500, "This server made a mistake; it has been logged."))
 
     def eof(self) -> None:
         if self.over or self._framed:
