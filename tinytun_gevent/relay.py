@@ -79,6 +79,10 @@ class SocketSink:
         self.finish()
 
     def aborted(self, error: SessionError) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        """Drops what is left and resets the socket. Idempotent, never blocks."""
         self._backlog.clear()
         self._set_done()
         if self.end is not None:

@@ -234,9 +234,10 @@ class Visitor:
     def _acquire(self, exchange: Exchange, *, fresh: bool = False, first: bool = False) -> Upstream:
         """The stream for a request: the visitor's own, an idle one, or a new one. Blocks."""
         assert self._pool is not None
-        if self.pinned is not None and not self.pinned.closed and not fresh:
-            exchange.attach(self.pinned, pooled=True)
-            return self.pinned
+        pinned = self.pinned
+        if pinned is not None and not fresh and not pinned.closed and not pinned.remote_ended:
+            exchange.attach(pinned, pooled=True)
+            return pinned
         request = exchange.request
         retriable = request.method in http1.IDEMPOTENT and not request.length
         stream = self._pool.acquire(reuse=request.minor == 1 and not fresh, retriable=retriable, first=first)
@@ -328,7 +329,7 @@ class Visitor:
     def cut(self) -> None:
         """Resets the visitor's connection."""
         self._finished = True
-        self._end.abort()
+        self.sink.abort()
 
     def _finish(self) -> None:
         """Half-closes once everything is delivered; the rest of the visitor's input is dropped."""
