@@ -262,9 +262,9 @@ class ChunkedBody:
         if begun <= _LINE_LF:
             if _OVERLONG_SIZE.match(self._line):
                 raise self._error("a chunk size is too large")
-        elif begun <= _TRAILER_NAME and (colon := self._line.find(b":")) > 0:
-            name = bytes(self._line[:colon]).lower().replace(b"_", b"-")
-            if self._status == 400 and name in _NOT_IN_TRAILERS:
+        elif begun <= _TRAILER_NAME != state and self._status == 400:
+            name = bytes(self._line.partition(b":")[0]).lower().replace(b"_", b"-")
+            if name in _NOT_IN_TRAILERS:
                 raise self._error("a field is in the trailer section that belongs in the head")
 
     def _end_line(self) -> None:

@@ -1,7 +1,7 @@
-"""The field section of a head: read by llhttp, sorted, and the rules that requests and responses share.
+"""What request and response heads have in common: limits, where one ends, its fields and their rules.
 
-Everything here raises ``MessageError`` with the status that the caller passes: 400 for a
-visitor's request, 502 for the local service's response.
+Where a ``status`` is passed in, errors have it: 400 for a visitor's request, 502 for the local
+service's response.
 """
 
 from __future__ import annotations
@@ -17,6 +17,17 @@ from tinytun_gevent.errors import MessageError
 
 Fields = list[tuple[bytes, bytes]]
 """Field lines in order, names as sent; llhttp leaves blanks behind a value where they are."""
+
+
+class HeadLimits(NamedTuple):
+    """The most that a head may have: bytes in all, and field lines."""
+
+    bytes: int
+    fields: int
+
+
+REQUEST: Final = HeadLimits(16 * 1024, 100)
+RESPONSE: Final = HeadLimits(64 * 1024, 200)
 
 CHUNKED: Final = -1
 """A body's ``length``: it comes in chunks (``wire.body.ChunkedBody``)."""
@@ -39,6 +50,8 @@ FORWARDING_FIELDS: Final = (
 # Stripping these because Connection names them would change how the message is framed or routed.
 _NOT_NAMEABLE: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"trailer"})
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._-]{1,255})(?::([0-9]{0,5}))?")
+_BOUND_AUTH: Final = re.compile(rb"(?:^|[ \t,])(?:ntlm|negotiate)(?:$|[ \t,])", re.IGNORECASE)
+_BLANK_LINES: Final = 4  # in front of a request; RFC 9112 section 2.2 asks for "at least one"
 _MAX_LENGTH: Final = 2**63 - 1  # what other implementations can count to
 
 
@@ -71,10 +84,57 @@ class _Collector:
         self.fields.append((name, value))
 
 
+def head_end(buffer: bytes | bytearray, start: int = 0, searched: int = 0) -> int:
+    """Return the index just past the head that begins at ``start``, or -1 if it is incomplete.
+
+    Empty lines in front of a request are part of the result (RFC 9112 section 2.2); the
+    parser drops them. A line that ends in a bare LF also ends the head: it cannot become a
+    valid one, and the parser refuses it with the status that fits. ``searched`` is how much of
+    the buffer an earlier call has seen, which keeps a head that arrives in drops cheap.
+    """
+    begin = start if buffer[start : start + 1] != b"\r" else past_blank_lines(buffer, start)
+    end = buffer.find(b"\r\n\r\n", max(begin, searched - 3))
+    if end >= 0:
+        return end + 4
+    fresh = max(begin, searched)
+    if buffer.count(b"\n", fresh) != buffer.count(b"\r\n", max(begin, fresh - 1)):
+        return len(buffer)
+    return -1
+
+
+def too_large(buffer: bytes | bytearray, limit: int = REQUEST.bytes) -> MessageError:
+    """Return the error for a request head over ``limit``: 414 if its first line alone is, else 431."""
+    if buffer.find(b"\r\n", 2, limit) < 0:
+        return MessageError(f"the request line is longer than {limit} bytes", 414)
+    return MessageError(f"the request head is larger than {limit} bytes", 431)
+
+
+def response_too_large(limit: int = RESPONSE.bytes) -> MessageError:
+    """Return the error for a response head over ``limit`` bytes."""
+    return MessageError(f"the response head is larger than {limit} bytes", 502)
+
+
+def past_blank_lines(buffer: bytes | bytearray, start: int) -> int:
+    """Return the index behind the empty lines at ``start``, which are skipped up to a bound."""
+    limit = start + 2 * _BLANK_LINES
+    while start < limit and buffer.startswith(b"\r\n", start):
+        start += 2
+    return start
+
+
 def read_fields(
-    parser: type[httptools.HttpRequestParser] | type[httptools.HttpResponseParser], head: bytes, status: int
+    parser: type[httptools.HttpRequestParser] | type[httptools.HttpResponseParser],
+    head: bytes,
+    most: int,
+    status: int,
 ) -> Fields:
-    """Let a new llhttp parser read ``head``, which is exactly one head; return all its fields."""
+    """Let a new llhttp parser read ``head``, which is exactly one head; return all its fields.
+
+    More than ``most`` of them raise 431 instead of 400.
+    """
+    count = head.count(b"\n") - 2
+    if count > most:
+        raise MessageError(f"the head has more than {most} fields", 431 if status == 400 else status)
     collector = _Collector()
     try:
         parser(collector).feed_data(head)
@@ -82,11 +142,10 @@ def read_fields(
         pass  # it takes the wish to upgrade for the deed; the head has been read to its end
     except httptools.HttpParserError as error:
         raise MessageError(f"malformed head: {error}", status) from error
-    fields = collector.fields
     # One line is one field and nothing follows the empty line, whatever llhttp lets pass.
-    if head.count(b"\n") != len(fields) + 2 or not head.endswith(b"\r\n\r\n"):
+    if len(collector.fields) != count or not head.endswith(b"\r\n\r\n"):
         raise MessageError("malformed head: lines and fields do not agree", status)
-    return fields
+    return collector.fields
 
 
 def sort_fields(raw: Fields, kinds: dict[bytes, int]) -> tuple[Fields, dict[bytes, bytes], Fields]:
@@ -154,6 +213,11 @@ def _options(value: bytes, status: int) -> Options:
 
 
 _cached_options = lru_cache(maxsize=256)(_options)
+
+
+def is_bound_auth(value: bytes | None) -> bool:
+    """Whether an Authorization or WWW-Authenticate field is about the connection: NTLM, Negotiate."""
+    return value is not None and _BOUND_AUTH.search(value) is not None
 
 
 def without_named(fields: Fields, names: frozenset[bytes]) -> Fields:

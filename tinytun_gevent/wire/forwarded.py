@@ -16,7 +16,7 @@ from tinytun_gevent.errors import MessageError
 from tinytun_gevent.wire.fields import normalize_host
 
 if TYPE_CHECKING:
-    from tinytun_gevent.wire.http1 import RequestHead
+    from tinytun_gevent.wire.request import RequestHead
 
 _MAX_HOPS: Final = 32
 """Trusted proxies that are believed in a row; a longer chain is made up."""

@@ -1,0 +1,225 @@
+"""Request heads: a visitor's is read and checked, and written anew for the local service."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from httptools import HttpRequestParser
+
+from tinytun_gevent.errors import MessageError
+from tinytun_gevent.wire import fields as rules
+from tinytun_gevent.wire.fields import (
+    CHUNKED,
+    DROP,
+    FORWARDING,
+    NOTE,
+    REQUEST,
+    Fields,
+    HeadLimits,
+    normalize_host,
+)
+from tinytun_gevent.wire.forwarded import Forwarding
+
+IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+"""Methods that may be sent once more (RFC 9110 section 9.2.2)."""
+
+# Shown to llhttp as they are. It refuses those that it does not know, though any token is a method
+# (RFC 9110 section 9.1), and has odd rules for some that it knows: instead of others it is shown POST.
+_METHODS: Final = IDEMPOTENT | {b"POST", b"PATCH"}
+_VERSIONS: Final = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
+_VERSION: Final = re.compile(rb"HTTP/[1-9]\.[0-9]")
+_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?]+)(.*)", re.IGNORECASE)
+
+_REQUEST_KINDS: Final = {
+    **rules.OWN,
+    b"host": DROP,
+    **dict.fromkeys((b"accept", b"authorization", b"expect"), NOTE),
+    **dict.fromkeys(rules.FORWARDING_FIELDS, FORWARDING),
+}
+# WSGI and CGI read "-" as "_": these would reach a program as the fields that we replace or refuse.
+_DISGUISED: Final = {name.replace(b"-", b"_"): kind for name, kind in _REQUEST_KINDS.items() if b"-" in name}
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """A visitor's request, validated, without what belongs to his own connection only."""
+
+    method: bytes
+    target: bytes
+    """Origin form (``/path?query``), or ``*``; an absolute form has been taken apart."""
+    minor: int
+    """Minor version: HTTP/1.0 or HTTP/1.1."""
+    host: str
+    """For routing: lower case, without port and trailing dot; IPv6 literals in brackets."""
+    host_field: bytes
+    """As the visitor wrote it: the Host field, or the authority of an absolute form."""
+    fields: Fields
+    """To be forwarded, in order; Content-Length or Transfer-Encoding last, in canonical form."""
+    forwarding: Fields
+    """X-Forwarded-* and the like as received: for ``client_from_forwarding`` and nothing else."""
+    keep_alive: bool
+    """The visitor's connection may carry another request."""
+    upgrade: bytes
+    """The protocols that he asks for, without HTTP/2's; blank if none."""
+    length: int
+    """Octets of the body (0: none), or ``CHUNKED``."""
+    expect_continue: bool
+    """He may wait for a 100 before he sends the body."""
+    connection_auth: bool
+    """NTLM or Negotiate: the stream to the service belongs to this visitor from now on."""
+    accept: bytes
+    """The Accept field, for the choice of an error page's format."""
+
+
+def parse_request_head(head: bytes, limits: HeadLimits = REQUEST) -> RequestHead:
+    """Read one request head, which ends with its empty line.
+
+    ``limits`` may be wider for a peer, whose requests have grown by its own fields.
+    Raises ``MessageError`` with 400, 414, 417, 431, 501 or 505.
+    """
+    if len(head) > limits.bytes:
+        raise rules.too_large(head, limits.bytes)
+    if head[:1] == b"\r":
+        head = head[rules.past_blank_lines(head, 0) :]
+    method, target, minor = _request_line(head[: head.find(b"\r\n")])
+    probe = head if method in _METHODS else b"POST" + head[len(method) :]
+    raw = rules.read_fields(HttpRequestParser, probe, limits.fields, 400)
+    fields, noted, forwarding = rules.sort_fields(raw, _REQUEST_KINDS)
+    if 0x5F in head:  # "_"
+        fields = _without_disguised(fields)
+
+    host_field = noted.get(b"host")
+    if target[0] != 0x2F:  # not "/": absolute form or "*"
+        target, authority = _absolute_form(method, target)
+        if host_field is not None:
+            normalize_host(host_field)  # replaced (RFC 9112 section 3.2.2), but it must make sense
+        elif minor:
+            raise MessageError("the request has no Host field")
+        host_field = authority or host_field
+    if host_field is None:
+        raise MessageError("the request has no Host field")
+    host = normalize_host(host_field)
+
+    options = rules.NO_OPTIONS
+    if b"connection" in noted:
+        options = rules.take_options(noted[b"connection"], 400)
+        fields = rules.without_named(fields, options.named)
+    length = rules.take_framing(noted, minor, 400, fields)
+    expects = b"expect" in noted and b"expect" not in options.named
+    if expects:
+        fields = _check_expectation(noted[b"expect"], minor, fields)
+    return RequestHead(
+        method,
+        target,
+        minor,
+        host,
+        host_field,
+        fields,
+        forwarding,
+        options.persistent(minor),
+        _wanted_protocols(noted.get(b"upgrade", b"")) if options.upgrade and minor else b"",
+        length or 0,
+        expects and minor == 1 and bool(length),
+        rules.is_bound_auth(noted.get(b"authorization")),
+        noted.get(b"accept", b""),
+    )
+
+
+def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
+    """Split a request line at its two spaces, exactly; llhttp takes several, or no version."""
+    parts = line.split(b" ")
+    if len(parts) != 3:
+        raise MessageError("the request line is not 'method target version'")
+    method, target, version = parts
+    minor = _VERSIONS.get(version)
+    if minor is None:
+        if _VERSION.fullmatch(version):
+            raise MessageError("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
+        raise MessageError("the request line has no valid HTTP version")
+    if method not in _METHODS:
+        if not _TOKEN.fullmatch(method):
+            raise MessageError("the method is not a token")
+        if method == b"CONNECT":  # tunnels are opened elsewhere (RFC 9110 section 9.3.6)
+            raise MessageError("CONNECT is not implemented here", 501)
+    if not target or b"#" in target:  # RFC 9112 section 3.2 has no fragments
+        raise MessageError("the request target is malformed")
+    return method, target, minor
+
+
+def _absolute_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
+    """Return an absolute form's origin form and authority (RFC 9112 sections 3.2.2 and 3.2.4)."""
+    if target == b"*":
+        if method != b"OPTIONS":
+            raise MessageError("the target '*' is for OPTIONS only")
+        return target, b""
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None or not match[1]:
+        raise MessageError("the request target is malformed")
+    path = match[2]
+    if not path:
+        return b"*" if method == b"OPTIONS" else b"/", match[1]
+    return path if path[:1] == b"/" else b"/" + path, match[1]
+
+
+def _check_expectation(value: bytes, minor: int, fields: Fields) -> Fields:
+    """Refuse what RFC 9110 section 10.1.1 does not define; HTTP/1.0 cannot expect anything."""
+    if not minor:
+        return [pair for pair in fields if pair[0].lower() != b"expect"]
+    if value.lower() != b"100-continue":
+        raise MessageError("the only expectation understood is 100-continue", 417)
+    return fields
+
+
+def _wanted_protocols(value: bytes) -> bytes:
+    """Drop HTTP/2 from an Upgrade field: behind such a 101 requests would pass unseen."""
+    wanted = [token.strip(b" \t") for token in value.split(b",")]
+    return b", ".join(
+        token for token in wanted if token and token.split(b"/")[0].lower() not in (b"h2c", b"h2", b"http")
+    )
+
+
+def _without_disguised(fields: Fields) -> Fields:
+    """Treat ``Content_Length`` as what a WSGI or CGI program would make of it."""
+    kept = []
+    for pair in fields:
+        name = pair[0].lower()
+        if b"_" in name:
+            name = name.replace(b"-", b"_")
+            kind = _DISGUISED.get(name)
+            if kind == FORWARDING:
+                continue
+            if name in (b"content_length", b"transfer_encoding"):
+                raise MessageError("a field name imitates Content-Length or Transfer-Encoding")
+        kept.append(pair)
+    return kept
+
+
+def build_request_head(
+    head: RequestHead, forwarding: Forwarding, host_override: bytes | None = None, *, http10: bool = False
+) -> bytes:
+    """Return the head that the local service gets.
+
+    ``host_override`` replaces the Host field (the tunnel's ``x-tinytun-host-header``); the
+    visitor's own is in X-Forwarded-Host either way. A request of an HTTP/1.0 visitor, or any
+    with ``http10``, goes out as HTTP/1.0 with ``Connection: close``.
+    """
+    http10 = http10 or head.minor == 0
+    if http10 and head.length == CHUNKED:
+        raise ValueError("a chunked request cannot be sent as HTTP/1.0")
+    connection = b""
+    if http10:
+        connection = b"Connection: close\r\n"
+    elif head.upgrade:
+        connection = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
+    return b"%b %b HTTP/1.%d\r\nHost: %b\r\n%b%b%b\r\n" % (
+        head.method,
+        head.target,
+        0 if http10 else 1,
+        host_override or head.host_field,
+        rules.lines(head.fields),
+        forwarding.lines(head.host_field),
+        connection,
+    )

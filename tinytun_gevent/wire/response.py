@@ -1,0 +1,122 @@
+"""Response heads: the local service's is read and checked, and written anew for the visitor."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from httptools import HttpResponseParser
+
+from tinytun_gevent.errors import MessageError
+from tinytun_gevent.wire import fields as rules
+from tinytun_gevent.wire.fields import CHUNKED, NOTE, RESPONSE, Fields, HeadLimits
+
+INTERIM_MAX: Final = 64
+"""1xx answers to one request; a service that sends more has gone mad."""
+
+UNTIL_CLOSE: Final = -2
+"""A response's ``length``: its body ends with the connection."""
+
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]{0,512}))?")
+_RESPONSE_KINDS: Final = {**rules.OWN, b"www-authenticate": NOTE}
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """The local service's response, validated, without what belongs to its own connection."""
+
+    status: int
+    reason: bytes
+    minor: int
+    fields: Fields
+    """To be forwarded, in order; Content-Length or Transfer-Encoding last, in canonical form
+    (also where ``length`` is 0 because there is no body: HEAD and 304)."""
+    keep_alive: bool
+    """The service lets its connection be used again once the response is complete."""
+    length: int
+    """Octets of the body (0: none), ``CHUNKED``, or ``UNTIL_CLOSE``."""
+    upgrade: bytes = b""
+    """The protocol that follows a 101; blank for every other status."""
+    connection_auth: bool = False
+    """NTLM or Negotiate is asked for: see ``RequestHead.connection_auth``."""
+
+
+def parse_response_head(
+    head: bytes, method: bytes, upgrade_asked: bool, limits: HeadLimits = RESPONSE
+) -> ResponseHead:
+    """Read one response head, interim or final, which ends with its empty line.
+
+    ``method`` is the request's (HEAD has no body to its answer); ``upgrade_asked`` says whether
+    a protocol was offered, because a 101 is an answer to that only.
+    Raises ``MessageError`` with 502.
+    """
+    if len(head) > limits.bytes:
+        raise rules.response_too_large(limits.bytes)
+    minor, status, reason = _status_line(head[: head.find(b"\r\n")])
+    if status == 101 and not upgrade_asked:
+        raise MessageError("the service switched protocols without being asked", 502)
+    raw = rules.read_fields(HttpResponseParser, head, limits.fields, 502)
+    fields, noted, _ = rules.sort_fields(raw, _RESPONSE_KINDS)
+    options = rules.NO_OPTIONS
+    if b"connection" in noted:
+        options = rules.take_options(noted[b"connection"], 502)
+        fields = rules.without_named(fields, options.named)
+
+    bodiless = status < 200 or status == 204  # and no field about one (RFC 9110 section 8.6)
+    declared = rules.take_framing(noted, minor, 502, [] if bodiless else fields)
+    if bodiless or status == 304 or method == b"HEAD":
+        length = 0
+    else:
+        length = UNTIL_CLOSE if declared is None else declared
+    upgrade = noted.get(b"upgrade", b"")
+    if status == 101:
+        if not upgrade:
+            raise MessageError("the service switched protocols and does not say to which", 502)
+    elif upgrade:
+        if status == 426:  # an offer, which this status must carry (RFC 9110 section 15.5.22)
+            fields += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade)]
+        upgrade = b""
+    return ResponseHead(
+        status,
+        reason,
+        minor,
+        fields,
+        options.persistent(minor) and length != UNTIL_CLOSE and status != 101,
+        length,
+        upgrade,
+        rules.is_bound_auth(noted.get(b"www-authenticate")),
+    )
+
+
+@lru_cache(maxsize=256)
+def _status_line(line: bytes) -> tuple[int, int, bytes]:
+    """Return minor version, status and reason; llhttp takes NUL in a reason and any three digits."""
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise MessageError("the service's status line is malformed", 502)
+    return int(match[1]), int(match[2]), match[3] or b""
+
+
+def build_response_head(head: ResponseHead, *, close: bool, minor_visitor: int) -> bytes:
+    """Return the head that the visitor gets, with what his connection will do next.
+
+    ``close`` says that it ends after this response, as it must after a body that lasts until the
+    close. Raises ``MessageError`` (502) for a chunked body to an HTTP/1.0 visitor, who cannot
+    read it: his request was sent as HTTP/1.0, so the service should have known.
+    """
+    fields = head.fields
+    if minor_visitor == 0:
+        if head.length == CHUNKED:
+            raise MessageError("the service answered HTTP/1.0 in chunks", 502)
+        fields = [pair for pair in fields if pair[0] != b"Transfer-Encoding"]  # of HEAD and 304
+    connection = b""
+    if head.status == 101:
+        connection = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
+    elif head.status >= 200:
+        if close or head.length == UNTIL_CLOSE:
+            connection = b"Connection: close\r\n"
+        elif minor_visitor == 0:
+            connection = b"Connection: keep-alive\r\n"
+    return b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (head.status, head.reason, rules.lines(fields), connection)
