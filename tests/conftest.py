@@ -1,0 +1,107 @@
+"""Fixtures of the end-to-end tests; the helpers behind them are in ``support``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import pytest
+from support import Script, Service, connect, eventually, read_response, request, respond
+
+from tinytun_gevent import Tunnel, TunnelServer
+
+__all__ = ["Script", "Service", "connect", "eventually", "read_response", "request", "respond"]
+
+
+class StartServer(Protocol):
+    def __call__(self, **overrides: Any) -> TunnelServer: ...
+
+
+class StartService(Protocol):
+    def __call__(self, script: Script | None = None) -> Service: ...
+
+
+class OpenTunnel(Protocol):
+    def __call__(
+        self,
+        target: Service | str | int,
+        subdomain: str | None = "demo",
+        *,
+        server: TunnelServer | None = None,
+        **options: Any,
+    ) -> Tunnel: ...
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """Starts servers on kernel-chosen loopback ports; ``overrides`` are fields of ServerConfig."""
+    servers: list[TunnelServer] = []
+
+    def start(**overrides: Any) -> TunnelServer:
+        config: dict[str, Any] = dict.fromkeys(
+            ("connection_port", "proxy_port", "tcp_proxy_port", "metadata_port"), 0
+        )
+        config |= {"bind": "127.0.0.1", "base_domains": "localhost"} | overrides
+        server = TunnelServer(**config)
+        servers.append(server)
+        return server.start()
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def server(start_server: StartServer) -> TunnelServer:
+    """A server with the default configuration, base domain ``localhost``."""
+    return start_server()
+
+
+@pytest.fixture
+def start_service() -> Iterator[StartService]:
+    """Starts scripted local services; see :class:`support.Service`."""
+    services: list[Service] = []
+
+    def start(script: Script | None = None) -> Service:
+        services.append(Service(script))
+        return services[-1]
+
+    yield start
+    _close_all(service.close for service in services)
+
+
+@pytest.fixture
+def open_tunnel(request: pytest.FixtureRequest) -> Iterator[OpenTunnel]:
+    """Opens tunnels with the real client; ``server`` is the fixture's unless another is given."""
+    tunnels: list[Tunnel] = []
+
+    def open_tunnel(
+        target: Service | str | int,
+        subdomain: str | None = "demo",
+        *,
+        server: TunnelServer | None = None,
+        **options: Any,
+    ) -> Tunnel:
+        server = server or request.getfixturevalue("server")
+        address = target.target if isinstance(target, Service) else target
+        if options.get("kind", "http") == "http":
+            options["subdomain"] = subdomain
+        tunnel = Tunnel(address, server=server.url, proxy="", **options)
+        tunnel.open()
+        tunnels.append(tunnel)
+        return tunnel
+
+    yield open_tunnel
+    _close_all(lambda tunnel=tunnel: tunnel.close(grace=0) for tunnel in tunnels)
+
+
+def _close_all(closers: Iterator[Callable[[], None]]) -> None:
+    """Calls all of them, and raises the first error afterwards."""
+    errors: list[BaseException] = []
+    for close in closers:
+        try:
+            close()
+        except BaseException as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
