@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,7 +71,7 @@ def run(*pieces: bytes) -> Recorder:
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(edges)]
 
 
 frames = st.builds(
@@ -95,7 +97,7 @@ def test_byte_by_byte_gives_the_same_calls(stream: list[bytes]) -> None:
 
 @given(st.binary(max_size=4000), st.lists(st.integers(0, 10_000), max_size=8))
 @settings(max_examples=300)
-def test_garbage_raises_nothing_but_its_own_error_and_alike_in_any_split(data: bytes, places: list[int]) -> None:
+def test_garbage_raises_only_its_own_error_and_alike_in_any_split(data: bytes, places: list[int]) -> None:
     outcomes = []
     for pieces in ([data], cut(data, places)):
         recorder = Recorder()
@@ -139,7 +141,10 @@ def test_an_empty_data_frame_begins_and_ends() -> None:
 
 def test_padded_data_and_data_without_a_stream_come_whole() -> None:
     padded, nowhere = frame(DATA, b"\x02hi\0\0", PADDED, 1), frame(DATA, b"hi", 0, 0)
-    assert run(padded, nowhere).calls == [("control", padded, DATA, PADDED, 1), ("control", nowhere, DATA, 0, 0)]
+    assert run(padded, nowhere).calls == [
+        ("control", padded, DATA, PADDED, 1),
+        ("control", nowhere, DATA, 0, 0),
+    ]
 
 
 def test_data_inside_a_header_block_comes_whole_so_that_h2_refuses_it() -> None:

@@ -270,7 +270,8 @@ def test_frames_under_way_when_we_reset_a_stream_do_not_end_the_connection() -> 
     assert accepting.was_reset_by_us(1)
     update = WindowUpdateFrame(1, window_increment=5).serialize()
     trailers = headers(1, Encoder().encode([("x", "y")]), "END_STREAM")
-    accepting.receive_data(update + http2.empty_data(1) + trailers + RstStreamFrame(1, error_code=8).serialize())
+    reset = RstStreamFrame(1, error_code=8).serialize()
+    accepting.receive_data(update + http2.empty_data(1) + trailers + reset)
     codes = {type(frame).__name__ for frame in frames_of(accepting.take_output())}
     assert codes <= {"RstStreamFrame"}
     assert fields_of(accepting.receive_data(headers(3, ORIGINAL_REQUEST)))
