@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from framing_corpus import CHUNKED, HELLO, INVALID_REQUESTS, INVALID_RESPONSES, UNTIL_CLOSE, VALID_REQUESTS
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinytun_gevent.errors import MessageError
@@ -100,6 +100,7 @@ BODIES = st.builds(
 CUTS = st.lists(st.integers(0, 10**4), max_size=8)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(BODIES, st.binary(max_size=20), CUTS, st.booleans())
 def test_any_split_of_a_valid_body_ends_at_the_same_place(
     data: bytes, behind: bytes, at: list[int], lenient: bool
@@ -114,6 +115,7 @@ def test_any_split_of_a_valid_body_ends_at_the_same_place(
     assert body.feed(behind) == 0
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(BODIES, st.data(), st.booleans())
 def test_scanner_and_reference_agree_on_mutated_bodies(
     data: bytes, draw: st.DataObject, lenient: bool
@@ -136,6 +138,7 @@ def test_scanner_and_reference_agree_on_mutated_bodies(
         assert taken == expected[1]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(BODIES, st.binary(max_size=3), st.integers(0, 10**4), CUTS)
 def test_whether_a_body_is_refused_does_not_depend_on_its_split(
     data: bytes, new: bytes, at: int, cuts: list[int]
@@ -152,6 +155,7 @@ def test_whether_a_body_is_refused_does_not_depend_on_its_split(
     assert judge([data]) == judge(cut(data, cuts)) == judge([data[i : i + 1] for i in range(len(data))])
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.binary(max_size=300), CUTS, st.booleans())
 def test_garbage_raises_nothing_else(data: bytes, at: list[int], lenient: bool) -> None:
     body = ChunkedBody(lenient)
