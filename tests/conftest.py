@@ -9,6 +9,7 @@ import pytest
 from support import Script, Service, connect, eventually, read_response, request, respond
 
 from tinytun_gevent import Tunnel, TunnelServer
+from tinytun_gevent.server import deadlines
 
 __all__ = ["Script", "Service", "connect", "eventually", "read_response", "request", "respond"]
 
@@ -55,6 +56,12 @@ def start_server() -> Iterator[StartServer]:
 def server(start_server: StartServer) -> TunnelServer:
     """A server with the default configuration, base domain ``localhost``."""
     return start_server()
+
+
+@pytest.fixture
+def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the servers that are started afterwards notice deadlines at once instead of within a second."""
+    monkeypatch.setattr(deadlines, "TICK", 0.02)
 
 
 @pytest.fixture

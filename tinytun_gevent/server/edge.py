@@ -26,7 +26,7 @@ from tinytun_gevent.relay import SocketSink, pump
 from tinytun_gevent.server import proxied
 from tinytun_gevent.server.addresses import plain
 from tinytun_gevent.server.exchange import Exchange
-from tinytun_gevent.server.pages import Failure
+from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.peers import Peer
 from tinytun_gevent.server.pool import StreamPool
 from tinytun_gevent.server.routing import find_route, mark_hop
@@ -145,6 +145,7 @@ class Visitor:
 
     def run(self) -> None:
         """Serves requests until either side ends the connection; closes the socket."""
+        head: bytes | None = b""
         try:
             self._take_proxy_header()
             while (head := self._read_head()) is not None:
@@ -155,7 +156,7 @@ class Visitor:
             self._wait_exchange()
         except MessageError as error:
             self._wait_exchange()
-            self._refuse(error)
+            self._refuse(error, accept_of(head or self._buffer))
         except (OSError, SessionError):
             self._abandon()
         except ProxyHeaderError:
@@ -362,11 +363,11 @@ class Visitor:
         self._waiting.wait()
         self._waiting = None
 
-    def _refuse(self, error: MessageError) -> None:
+    def _refuse(self, error: MessageError, accept: bytes = b"") -> None:
         """Answers a request that cannot be understood, and ends the connection."""
         failure = Failure(error.status, f"Your request was not understood: {error}.")
         if not self._finished:
-            self.sink.write(failure.answer(b"", close=True), 0)
+            self.sink.write(failure.answer(accept, close=True), 0)
             self._finish()
 
     def _linger(self) -> None:
@@ -405,7 +406,7 @@ class Visitor:
         stream = exchange.stream
         if exchange.started or stream is None:
             return
-        waited = now - exchange.started_at
+        waited = now - exchange.waiting_since
         if not stream.accepted and waited > self._core.config.stream_timeout:
             exchange.fail(Failure(504, "The tunnel's client did not accept the connection in time."))
         elif exchange.request_sent and waited > self._core.config.answer_timeout:

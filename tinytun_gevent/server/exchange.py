@@ -54,6 +54,7 @@ class Exchange:
         "tunnel_id",
         "upgraded",
         "visitor",
+        "waiting_since",
     )
 
     def __init__(self, visitor: Visitor, request: http1.RequestHead, tunnel_id: str) -> None:
@@ -78,6 +79,8 @@ class Exchange:
         self.close = not request.keep_alive or request.minor == 0
         self.over = False
         self.started_at = time.monotonic()
+        #: Since when the answer is waited for, in monotonic seconds: the queue and the body come first.
+        self.waiting_since = self.started_at
         self._partial = b""
         self._interim = 0
         self._body: Body | None = None
@@ -87,6 +90,7 @@ class Exchange:
         """Becomes the receiver of the stream that the request is about to be sent on."""
         self.stream = stream
         self.pooled = pooled
+        self.waiting_since = time.monotonic()
         self.visitor.sink.stream = stream
         stream.receiver = self
 

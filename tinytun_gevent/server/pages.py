@@ -12,6 +12,8 @@ from typing import Final
 
 _HTML: Final = re.compile(rb"text/html|application/xhtml\+xml", re.IGNORECASE)
 
+_ACCEPT: Final = re.compile(rb"\nAccept:([^\r\n]*)", re.IGNORECASE)
+
 _PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{status} {title}</title>
@@ -21,6 +23,12 @@ h1{{font-size:1.4rem}}small{{color:#777}}
 <body><h1>{status} {title}</h1><p>{reason}</p>
 <p><small>tinytun · request {request_id}</small></p></body></html>
 """
+
+
+def accept_of(head: bytes | bytearray) -> bytes:
+    """The Accept field of a request head that could not be read as one; blank if none is found."""
+    match = _ACCEPT.search(head)
+    return bytes(match[1]) if match is not None else b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from tinytun_gevent.errors import SessionClosedError, SessionError, StreamLimitError
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.pages import Failure
@@ -32,6 +34,7 @@ def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End,
         while not body.done and not exchange.over:
             _send_more(stream, source, body, buffer)
             exchange.request_sent = body.done
+        exchange.waiting_since = time.monotonic()
     except SessionError:
         if not exchange.over:
             raise

@@ -1,0 +1,136 @@
+"""A tunnel client on the h2 library alone, whose every move the test decides."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from typing import Self, TypeVar
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import (
+    DataReceived,
+    Event,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+)
+from h2.settings import SettingCodes, Settings
+from support import DEADLINE, Source, connect, eventually
+
+from tinytun_gevent import TunnelServer
+
+E = TypeVar("E", bound=Event)
+
+
+class RawClient:
+    """Opens an HTTP tunnel and does nothing of itself but HTTP/2's housekeeping.
+
+    Events come from :meth:`next` in order; streams are answered with :meth:`accept`,
+    :meth:`send`, :meth:`end` and :meth:`reset`.
+    """
+
+    def __init__(self, server: TunnelServer, subdomain: str = "demo", max_streams: int = 100) -> None:
+        self.sock = connect(server.connection_port)
+        self.sock.sendall(
+            b"CONNECT 127.0.0.1:%d HTTP/1.1\r\nx-tinytun-type: http\r\nx-tinytun-subdomain: %b\r\n\r\n"
+            % (server.connection_port, subdomain.encode())
+        )
+        head = Source(self.sock).until(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 "), head
+        self._conn = H2Connection(H2Configuration(client_side=False, header_encoding=None))
+        self._conn.local_settings = Settings(
+            client=False, initial_values={SettingCodes.MAX_CONCURRENT_STREAMS: max_streams}
+        )
+        self._lock = threading.Lock()
+        self._events: queue.Queue[Event] = queue.Queue()
+        with self._lock:
+            self._conn.initiate_connection()
+            self._flush()
+        self.sock.settimeout(None)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        eventually(lambda: getattr(server.registry.find_host(f"{subdomain}.localhost"), "ready", False))
+
+    def next(self, kind: type[E]) -> E:
+        """The next event of that kind; earlier ones of other kinds are dropped."""
+        while True:
+            event = self._events.get(timeout=DEADLINE)
+            if isinstance(event, kind):
+                return event
+
+    def next_request(self) -> tuple[int, bytes]:
+        """The next stream, accepted, and the request head that came on it."""
+        stream_id = self.next(RequestReceived).stream_id or 0
+        self.accept(stream_id)
+        return stream_id, self.next_head()
+
+    def next_head(self) -> bytes:
+        """What comes next on a stream, up to the end of a head."""
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += self.next(DataReceived).data or b""
+        return head
+
+    def accept(self, stream_id: int) -> None:
+        with self._lock:
+            self._conn.send_headers(stream_id, [(b":status", b"200")])
+            self._flush()
+
+    def send(self, stream_id: int, data: bytes, *, end: bool = False) -> None:
+        """Sends ``data``, which must fit the window."""
+        with self._lock:
+            for start in range(0, len(data), 16384):
+                self._conn.send_data(stream_id, data[start : start + 16384])
+            if end:
+                self._conn.end_stream(stream_id)
+            self._flush()
+
+    def reset(self, stream_id: int, code: int) -> None:
+        with self._lock:
+            self._conn.reset_stream(stream_id, code)
+            self._flush()
+
+    def ended(self, stream_id: int) -> None:
+        """Waits until the server has half-closed or reset the stream."""
+        while True:
+            event = self._events.get(timeout=DEADLINE)
+            if isinstance(event, StreamEnded | StreamReset) and event.stream_id == stream_id:
+                return
+
+    def close(self) -> None:
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._thread.join(DEADLINE)
+        self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _flush(self) -> None:
+        data = self._conn.data_to_send()
+        if data:
+            self.sock.sendall(data)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = self.sock.recv(65536)
+                if not data:
+                    return
+                with self._lock:
+                    for event in self._conn.receive_data(data):
+                        if isinstance(event, DataReceived) and event.flow_controlled_length:
+                            self._conn.acknowledge_received_data(
+                                event.flow_controlled_length, event.stream_id or 0
+                            )
+                        self._events.put(event)
+                    self._flush()
+            except OSError:
+                return
