@@ -1,0 +1,95 @@
+"""What stands behind every contender: one nginx and one sink for uploads, the same for all."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .processes import BenchmarkError, Process, Workspace, find, free_port
+
+NGINX = "nginx"
+SINK = "sink"
+
+SMALL = 1024  # bytes of an answer to a small request
+BULK = 1 << 30  # bytes of a bulk transfer
+WARM = 64 << 20  # bytes of the transfer that warms up a bulk cell
+
+_CONFIG = """\
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+error_log stderr warn;
+worker_rlimit_nofile {files};
+events {{ worker_connections {connections}; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    sendfile on;
+    tcp_nodelay on;
+    keepalive_requests 1000000000;
+    keepalive_timeout 3600s;
+    open_file_cache max=16;
+    server {{
+        listen 127.0.0.1:{port} backlog=2048;
+        root {folder}/www;
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Services:
+    """The local services: their ports by name (`NGINX`, `SINK`), and why any is missing."""
+
+    ports: dict[str, int]
+    missing: dict[str, str]
+    #: A sparse file of `BULK` bytes and one of `WARM` bytes; downloads and uploads use them.
+    bulk: Path
+    warm: Path
+
+
+def start_services(workspace: Workspace, files: int) -> Services:
+    """Starts them; ``files`` is how many descriptors a process may have. They end with the workspace."""
+    folder = workspace.folder / "www"
+    folder.mkdir()
+    (folder / "small").write_bytes(b"x" * (SMALL - 1) + b"\n")
+    bulk, warm = folder / "bulk", folder / "warm"
+    for path, size in ((bulk, BULK), (warm, WARM)):
+        with path.open("wb") as file:
+            file.truncate(size)
+    ports: dict[str, int] = {}
+    missing: dict[str, str] = {}
+    sink = workspace.start("sink", [sys.executable, str(Path(__file__).with_name("sink.py"))])
+    ports[SINK] = int(sink.expect(r"^port (\d+)$")[1])
+    program = find("nginx")
+    if program is None:
+        missing[NGINX] = "nginx is not installed"
+    else:
+        ports[NGINX] = _start_nginx(workspace, program, files)
+    return Services(ports, missing, bulk, warm)
+
+
+def _start_nginx(workspace: Workspace, program: str, files: int) -> int:
+    last = ""
+    for _ in range(3):  # a port that was free may be taken by the time it is used
+        port = free_port()
+        config = workspace.folder / "nginx.conf"
+        connections = min(files, 16384) - 64
+        config.write_text(
+            _CONFIG.format(folder=workspace.folder, port=port, files=files, connections=connections)
+        )
+        arguments = [program, "-p", str(workspace.folder), "-e", "stderr", "-c", str(config)]
+        process: Process = workspace.start("nginx", arguments)
+        try:
+            process.expect_port(port)
+        except BenchmarkError as error:
+            last = str(error)
+            workspace.stop([process])
+        else:
+            return port
+    raise BenchmarkError(last)
