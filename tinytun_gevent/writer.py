@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -83,6 +84,8 @@ class Writer:
         #: Bytes handed to the kernel so far, and those that a frame under way still holds.
         self.sent = 0
         self.unsent = 0
+        #: A sender was stopped inside a frame: whatever came next would be taken for its rest.
+        self._torn = False
 
     @property
     def pending(self) -> int:
@@ -185,6 +188,10 @@ class Writer:
         except OSError as error:
             self._failed(error)
             raise SessionClosedError(f"the session's connection was lost: {error}") from error
+        except BaseException:
+            self._torn = True
+            self._failed(OSError(errno.ECONNABORTED, "a sender was stopped inside a frame"))
+            raise
 
     def _rest(self, parts: tuple[Buffer, ...], sent: int) -> tuple[Buffer, ...]:
         """What of ``parts`` is left after ``sent`` bytes, once the kernel takes more. Blocks."""
@@ -211,6 +218,8 @@ class Writer:
     def _release(self) -> None:
         """Gives the turn on; with nobody waiting, sends queued control frames first."""
         assert self._lock.held
+        if self._torn:
+            self._forget()
         if self._control and not self._lock.wanted:
             try:
                 sent = self._end.send_now(self._control)
@@ -241,5 +250,3 @@ class Writer:
         """Drops what can no longer be sent."""
         self._control.clear()
         self._drained.set()
-
-
