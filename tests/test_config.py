@@ -242,6 +242,7 @@ def test_mapped_addresses_are_unmapped() -> None:
     assert addresses.plain(("fe80::1%eth0", 5, 0, 2)) == ("fe80::1", 5)
     assert addresses.plain(("::ffff:0:1", 5, 0, 0)) == ("::ffff:0:1", 5)
     assert addresses.canonical("2001:DB8:0::1") == "2001:db8::1"
+    assert addresses.canonical("::FFFF:192.0.2.1") == addresses.canonical("::ffff:c000:201") == "192.0.2.1"
 
 
 needs_ipv6 = pytest.mark.skipif(not addresses.has_ipv6(), reason="this machine has no IPv6")
@@ -280,6 +281,6 @@ def test_a_taken_port_is_one_line_and_nothing_stays_bound() -> None:
 
 def test_an_address_of_another_machine_cannot_be_bound() -> None:
     with pytest.raises(UsageError, match="no address of this machine"):
-        addresses.listen_all([("PROXY_PORT", "192.0.2.1", 0)], 5)
-    assert not addresses.is_local("192.0.2.1")
+        addresses.listen_all([("PROXY_PORT", "203.0.113.1", 0)], 5)
+    assert not addresses.is_local("203.0.113.1")
     assert addresses.is_local("127.0.0.1")

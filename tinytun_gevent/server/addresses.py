@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from ..errors import UsageError
@@ -41,7 +41,9 @@ def plain(address: tuple[str, int] | tuple[str, int, int, int]) -> tuple[str, in
 
 def canonical(ip: str) -> str:
     """The one spelling of an address: lower case, shortest, unmapped; ``ValueError`` if it is none."""
-    return unmap(str(ip_address(ip.partition("%")[0])))
+    address = ip_address(ip.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)
 
 
 def is_ip(text: str) -> bool:

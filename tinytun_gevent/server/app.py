@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tinytun_gevent.server")
 
-LAST_WORDS: Final = 0.5
-"""Seconds that connections get to end by themselves when everything is over."""
+LAST_WORDS: Final = 0.25
+"""Seconds that connections get to end by themselves when everything is over, and again when told to."""
 
 Handler = Callable[[socket.socket, tuple[str, int]], None]
 
@@ -94,7 +94,8 @@ class Serving:
         ended = self.core.drain(deadline)
         connections = [greenlet for pool in self._pools for greenlet in pool]
         gevent.joinall(connections, timeout=LAST_WORDS)
-        gevent.killall(connections, timeout=LAST_WORDS)
+        gevent.killall(connections, block=False)
+        gevent.joinall(connections, timeout=LAST_WORDS)
         return ended
 
 

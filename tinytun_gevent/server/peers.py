@@ -54,9 +54,6 @@ MAX_PEERS: Final = 64
 
 _MAX_ANSWER: Final = 65_536
 
-HOP_HEADER: Final = "X-Tinytun-Hop"
-"""Marks what one node forwards to another, which then asks nobody; believed from peers only."""
-
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -171,14 +168,16 @@ class Peers:
             gevent.killall(asking, block=False)
 
     def _ask(self, peer: Peer, name: str | int, answers: Queue[Peer | None]) -> None:
+        """Puts exactly one answer, whatever the peer does."""
         found = False
         try:
             with gevent.Timeout(ASK_TIMEOUT, TimeoutError("no answer in time")):
                 found = _has(peer, name)
-        except (OSError, ValueError) as error:  # TimeoutError is an OSError
+        except (OSError, ValueError, RecursionError) as error:  # TimeoutError is an OSError
             self._resting[peer] = time.monotonic() + REST_AFTER_FAILURE
             log.debug("peer %s:%d: %s", peer.host, peer.metadata_port, error)
-        answers.put(peer if found else None)
+        finally:
+            answers.put(peer if found else None)
 
     def _keep_resolving(self) -> None:
         while True:
