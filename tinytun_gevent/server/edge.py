@@ -172,7 +172,8 @@ class Visitor:
         """A trusted proxy may begin with a PROXY header; anybody else's is a malformed request."""
         if not self._core.is_trusted(self.client[0]):
             return
-        self._head_since, self._head_patience = self._since, self._core.config.proxy_header_timeout
+        self._buffer += self._end.recv(READ_SIZE)  # a connection opened in advance may be idle until then
+        self._head_since, self._head_patience = time.monotonic(), self._core.config.proxy_header_timeout
         header = proxied.read_optional(self._end, self._buffer)
         self._head_since, self._head_patience = 0.0, self._core.config.head_timeout
         if header is not None and header.source is not None and header.destination is not None:
