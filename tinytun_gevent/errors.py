@@ -122,6 +122,11 @@ class SessionError(TunnelError):
 
     status = 502
 
+    @property
+    def is_refusal(self) -> bool:
+        """REFUSED_STREAM from the peer: it has done nothing with the stream (RFC 9113 §8.7)."""
+        return False
+
 
 class SessionClosedError(SessionError):
     """The session has ended; nothing more can be sent or opened on it."""
@@ -148,6 +153,10 @@ class StreamResetError(SessionError):
         super().__init__(f"stream reset by {'the peer' if remote else 'us'} (code {code})")
         self.code = code
         self.remote = remote
+
+    @property
+    def is_refusal(self) -> bool:
+        return self.remote and self.code == 7
 
 
 class StreamLimitError(SessionError):

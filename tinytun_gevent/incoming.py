@@ -257,9 +257,13 @@ class Incoming:
 
     def _on_stream_reset(self, event: h2_events.StreamReset) -> None:
         stream = self._session.streams.get(event.stream_id or 0)
-        if stream is not None:
-            self._session.remove(stream)
-            stream.abort(StreamResetError(int(event.error_code or 0), remote=event.remote_reset))
+        if stream is None:
+            return
+        self._session.remove(stream)
+        error = StreamResetError(int(event.error_code or 0), remote=event.remote_reset)
+        if error.is_refusal:
+            self._session.refused()
+        stream.abort(error)
 
     def _on_window(self, event: h2_events.WindowUpdated) -> None:
         self._wake_blocked()

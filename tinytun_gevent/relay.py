@@ -15,7 +15,7 @@ import gevent
 from gevent.event import Event
 
 from tinytun_gevent.errors import SessionError
-from tinytun_gevent.sockets import End
+from tinytun_gevent.sockets import End, Interrupted
 from tinytun_gevent.stream import CANCEL, Upstream
 
 GATHER: Final = 64
@@ -33,7 +33,17 @@ class SocketSink:
     of the HTTP edge keeps one sink and sets ``stream`` anew for each exchange.
     """
 
-    __slots__ = ("_backlog", "_draining", "_ended", "_eof", "end", "on_drained", "on_lost", "stream")
+    __slots__ = (
+        "_backlog",
+        "_draining",
+        "_ended",
+        "_eof",
+        "end",
+        "on_drained",
+        "on_lost",
+        "refused",
+        "stream",
+    )
 
     def __init__(self, stream: Upstream | None = None, end: End | None = None) -> None:
         #: Who gets credit for what is delivered.
@@ -43,6 +53,8 @@ class SocketSink:
         self.on_lost: Callable[[], None] = self._reset_stream
         #: Called when a backlog has been delivered.
         self.on_drained: Callable[[], None] | None = None
+        #: Set by a subclass when the socket is to go on with another stream.
+        self.refused = False
         self._backlog: deque[tuple[bytes, int]] = deque()
         self._draining = False
         self._eof = False
@@ -191,14 +203,17 @@ def relay(stream: Upstream, sink: SocketSink) -> None:
     """Moves bytes both ways until both directions have ended; blocks, then closes the socket.
 
     ``sink`` is the stream's receiver, with its socket attached. Raises nothing: an abort on
-    one side has become an abort on the other.
+    one side has become an abort on the other. A socket whose stream was ``refused`` stays
+    open for another one.
     """
     end = sink.end
     assert end is not None
     try:
         pump(stream, end)
         sink.wait_done()
-    except SessionError:
+    except (SessionError, Interrupted):
+        if sink.refused:
+            return
         end.abort()
     except OSError:
         stream.reset(CANCEL)

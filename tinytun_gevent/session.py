@@ -38,6 +38,9 @@ from tinytun_gevent.writer import Writer
 HANG_UP: Final = 1.0
 """Seconds for the last frames to leave when a session ends."""
 
+REFUSAL: Final = 0.5
+"""Seconds for which a peer that refused a stream is asked for no other, unless one ends."""
+
 BACKLOG_LIMIT: Final = 16 * 1024 * 1024
 """Bytes that all streams of a session together may hold undelivered before credit is withheld."""
 
@@ -94,6 +97,8 @@ class Session:
         self.goaway_sent = False
         #: How many streams the peer takes at once.
         self.peer_max_streams = 0
+        #: Until when a refused stream counts as "no room", whatever that limit says.
+        self._refused_until = 0.0
         self.closed = Event()
         self.error: SessionError | None = None
         #: Set by the first answer to a PING.
@@ -183,7 +188,12 @@ class Session:
             and not self.goaway_received
             and self.settled.is_set()
             and len(self.streams) < self.peer_max_streams
+            and (not self._refused_until or time.monotonic() >= self._refused_until)
         )
+
+    def refused(self) -> None:
+        """The peer has refused a stream: it has no room until one ends, or :data:`REFUSAL` is over."""
+        self._refused_until = time.monotonic() + REFUSAL
 
     def open(self, visitor: str | None = None) -> Stream:
         """Opens a stream (opener). Never blocks; the request goes out with the first DATA.
@@ -215,6 +225,7 @@ class Session:
             return
         self.conn.forget(stream.id)
         self.blocked.discard(stream)
+        self._refused_until = 0.0
         if self.on_room is not None:
             self.on_room(self)
 

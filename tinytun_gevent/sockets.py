@@ -74,6 +74,10 @@ def queued(sock: socket.socket) -> int:
     return int(struct.unpack("=i", answer)[0])
 
 
+class Interrupted(Exception):
+    """Somebody called :meth:`PlainEnd.interrupt`; the socket is as it was."""
+
+
 class PlainEnd:
     """One plain socket, non-blocking underneath, blocking its greenlet where it says so.
 
@@ -108,6 +112,11 @@ class PlainEnd:
         if self._writer is None:
             self._writer = self._hub.loop.io(self.sock.fileno(), 2)
         self._hub.wait(self._writer)
+
+    def interrupt(self) -> None:
+        """Makes a greenlet in :meth:`wait_readable` raise :class:`Interrupted`."""
+        if self._reader is not None:
+            self._hub.cancel_wait(self._reader, Interrupted())
 
     def recv_now(self, view: memoryview) -> int:
         """Reads what there is: its length, 0 at the end of the input, -1 if nothing came yet."""
@@ -191,6 +200,9 @@ class TlsEnd:
     def wait_writable(self) -> None:
         """Returns at once: :meth:`sendall` waits."""
 
+    def interrupt(self) -> None:
+        """Does nothing: only visitors are interrupted, and they come over plain sockets."""
+
     def recv_now(self, view: memoryview) -> int:
         """Blocks until there are bytes: their length, or 0 at the end of the input."""
         return int(self.sock.recv_into(view, len(view)))
@@ -250,5 +262,3 @@ def set_reset(sock: socket.socket) -> None:
 def is_gone(error: OSError) -> bool:
     """Whether ``error`` only says that the other side has left."""
     return error.errno in _GONE
-
-

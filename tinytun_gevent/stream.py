@@ -143,6 +143,8 @@ class Stream:
         if not source.direct:
             return self._send_copied(source, limit or COPY_SIZE, gate)
         while True:
+            if self._error is not None:
+                raise self._error
             source.wait_readable()
             self.wait_window()
             moved = self.session.send_data_from(self, source, limit, gate)

@@ -241,7 +241,7 @@ class Visitor:
             exchange.attach(pinned, pooled=True)
             return pinned
         request = exchange.request
-        retriable = request.method in http1.IDEMPOTENT and not request.length
+        retriable = request.method in http1.IDEMPOTENT and 0 <= request.length <= len(self._buffer)
         stream = self._pool.acquire(reuse=request.minor == 1 and not fresh, retriable=retriable, first=first)
         if exchange.over:
             self._pool.release(stream)
@@ -285,20 +285,17 @@ class Visitor:
         A stream that was refused has done nothing (RFC 9113 §8.7). One from the pool that
         ended without a byte may have, so only what is idempotent is repeated.
         """
-        request = exchange.request
-        again = refused or (exchange.pooled and request.method in http1.IDEMPOTENT)
-        if not again or request.length or self._pool is None:
+        again = refused or (exchange.pooled and exchange.request.method in http1.IDEMPOTENT)
+        waited = time.monotonic() - exchange.started_at
+        if not again or exchange.replay is None or waited > self._core.config.queue_timeout:
             return False
         self.pinned = None
-        gevent.spawn(self._resend, exchange, refused)
+        gevent.spawn(self._resend, exchange, exchange.replay, refused)
         return True
 
-    def _resend(self, exchange: Exchange, refused: bool) -> None:
+    def _resend(self, exchange: Exchange, request: bytes, refused: bool) -> None:
         try:
-            tunnel = self._core.registry.find_host(exchange.request.host)
-            override = tunnel.host_header.encode() if tunnel and tunnel.host_header else None
-            head = http1.build_request_head(exchange.request, self._forwarding(exchange.request), override)
-            self._acquire(exchange, fresh=True, first=refused).sendall(head)
+            self._acquire(exchange, fresh=True, first=refused).sendall(request)
         except SessionError as error:
             exchange.fail(failure_of(error))
 

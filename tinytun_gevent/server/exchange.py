@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from tinytun_gevent.errors import MessageError, SessionError, StreamResetError
 from tinytun_gevent.server.pages import Failure
-from tinytun_gevent.stream import CANCEL, REFUSED_STREAM
+from tinytun_gevent.stream import CANCEL
 from tinytun_gevent.wire import http1
 from tinytun_gevent.wire.body import Body, ChunkedBody, LengthBody, UntilCloseBody
 
@@ -43,6 +43,7 @@ class Exchange:
         "failure",
         "over",
         "pooled",
+        "replay",
         "request",
         "request_sent",
         "response",
@@ -66,6 +67,8 @@ class Exchange:
         self.stream: Upstream | None = None
         #: Whether the stream had carried an exchange before.
         self.pooled = False
+        #: The whole request, while it is short enough to be at hand, for another try.
+        self.replay: bytes | None = None
         #: Whether the whole request, its body included, has been sent.
         self.request_sent = False
         #: Whether the visitor has got any byte of an answer.
@@ -129,7 +132,7 @@ class Exchange:
             return
         if self._framed:
             self._complete()
-        elif self._untouched and self.visitor.retry(self, refused=_is_refusal(error)):
+        elif self._untouched and self.visitor.retry(self, refused=error.is_refusal):
             pass
         elif self.upgraded:
             self._cut()
@@ -322,7 +325,3 @@ class Exchange:
     def _consumed(self, count: int) -> None:
         if self.stream is not None:
             self.stream.consumed(count)
-
-
-def _is_refusal(error: SessionError) -> bool:
-    return isinstance(error, StreamResetError) and error.remote and error.code == REFUSED_STREAM

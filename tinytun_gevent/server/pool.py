@@ -23,6 +23,9 @@ IDLE_LIFE: Final = 4.0
 FRESH_LIFE: Final = 1.0
 """Seconds within which an idle stream may carry a request that must not be sent twice."""
 
+LOOK_AGAIN: Final = 0.5
+"""Seconds after which a waiting visitor looks by himself: a refusal wears off silently."""
+
 LAST_GOODBYE: Final = 5.0
 """Seconds that the service gets to close a connection whose stream was ended for age."""
 
@@ -153,7 +156,7 @@ class StreamPool:
             self._waiting.append(turn)
         try:
             while True:
-                turn.wait(max(0.0, deadline - time.monotonic()))
+                turn.wait(min(LOOK_AGAIN, max(0.0, deadline - time.monotonic())))
                 turn.clear()
                 if self._waiting[0] is turn:
                     stream = self._take(reuse, retriable, visitor)

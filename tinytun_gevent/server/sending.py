@@ -22,6 +22,7 @@ def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End,
     length = exchange.request.length
     if not length:
         exchange.request_sent = True
+        exchange.replay = head
         stream.sendall(head)
         return
     body = LengthBody(length) if length > 0 else ChunkedBody(False)
@@ -29,6 +30,7 @@ def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End,
     first = head + bytes(buffer[:used])
     del buffer[:used]
     exchange.request_sent = body.done
+    exchange.replay = first if body.done else None
     try:
         stream.sendall(first)
         while not body.done and not exchange.over:

@@ -15,7 +15,12 @@ from gevent import socket
 from gevent.server import StreamServer
 
 from tinytun_gevent import sockets
-from tinytun_gevent.errors import NameTakenError, ProxyHeaderError, SessionError
+from tinytun_gevent.errors import (
+    NameTakenError,
+    ProxyHeaderError,
+    SessionError,
+    StreamLimitError,
+)
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.relay import SocketSink, relay
 from tinytun_gevent.server import proxied
@@ -149,17 +154,26 @@ class TcpVisitors:
     def serve(self, tunnel: Tunnel, end: End, visitor: Address, early: bytes = b"") -> None:
         """Carries one visitor of a tunnel; blocks until he or the service is done, closes ``end``."""
         name = f"{bracketed(visitor[0])}:{visitor[1]}"
+        until = time.monotonic() + self._core.config.queue_timeout
+        refused = False
         try:
             sockets.tune(end.sock)
-            stream = self._core.pool_of(tunnel).acquire(visitor=name)
+            while True:
+                stream = self._core.pool_of(tunnel).acquire(visitor=name, first=refused)
+                refused = self.carry(stream, end, early)
+                if not refused:
+                    return
+                if time.monotonic() > until:
+                    raise StreamLimitError("the client refuses every stream")
         except (SessionError, OSError):
             end.abort()
-            return
-        self.carry(stream, end, early)
 
-    def carry(self, stream: Upstream, end: End, early: bytes = b"") -> None:
-        """Relays between ``stream`` and ``end``, ``early`` first; blocks, closes both."""
-        sink = SocketSink(stream, end)
+    def carry(self, stream: Upstream, end: End, early: bytes = b"") -> bool:
+        """Relays between ``stream`` and ``end``, ``early`` first; blocks, closes both.
+
+        True, with ``end`` still open, if the stream was refused before it carried anything.
+        """
+        sink = _Doorway(stream, end, len(early))
         stream.receiver = sink
         watch = _VisitorWatch(self._core, stream)
         self.count += 1
@@ -171,10 +185,33 @@ class TcpVisitors:
                 stream.session.flush()
             relay(stream, sink)
         except SessionError:
-            end.abort()
+            if not sink.refused:
+                end.abort()
         finally:
             self._core.clock.forget(watch)
             self.count -= 1
+        return sink.refused
+
+
+class _Doorway(SocketSink):
+    """The sink of a visitor whose stream may yet be refused (RFC 9113 §8.7)."""
+
+    __slots__ = ("_early",)
+
+    def __init__(self, stream: Upstream, end: End, early: int) -> None:
+        """``early`` is how many bytes can be sent once more."""
+        super().__init__(stream, end)
+        self._early = early
+
+    def aborted(self, error: SessionError) -> None:
+        stream = self.stream
+        replayable = isinstance(stream, Stream) and stream.sent <= self._early and not stream.received
+        if replayable and error.is_refusal:
+            self.refused = True
+            if self.end is not None:
+                self.end.interrupt()
+        else:
+            super().aborted(error)
 
 
 class _HeaderWatch:
