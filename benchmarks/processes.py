@@ -21,7 +21,6 @@ from typing import NamedTuple, Self
 
 TICKS = os.sysconf("SC_CLK_TCK")
 POLL = 0.02  # seconds between two looks at something that has no event to wait on
-STOP_PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 class BenchmarkError(Exception):
@@ -180,7 +179,9 @@ class Process:
 class Workspace:
     """A temporary folder and the programs started in it; leaving the context ends both, whatever happened."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 5.0) -> None:
+        """``patience``: seconds between SIGTERM and SIGKILL."""
+        self.patience = patience
         self.folder = Path(tempfile.mkdtemp(prefix="tinytun-benchmark-"))
         self._running: list[Process] = []
         self._count = 0
@@ -198,15 +199,18 @@ class Workspace:
         for process in processes:
             if not process.ended():
                 os.kill(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_PATIENCE
+        deadline = time.monotonic() + self.patience
         for process in processes:
             process.wait(max(0.0, deadline - time.monotonic()))
         while _alive(relatives) and time.monotonic() < deadline:
             time.sleep(POLL)
-        for identity in _alive(relatives):
-            os.kill(identity.pid, signal.SIGKILL)
+        deadline += 5.0  # nobody survives SIGKILL, but being gone may take a moment
+        while (remaining := _alive(relatives)) and time.monotonic() < deadline:
+            for identity in remaining:
+                _kill(identity)
+            time.sleep(POLL)
         for process in processes:
-            process.wait(STOP_PATIENCE)
+            process.wait(self.patience)
             self._running.remove(process)
 
     def __enter__(self) -> Self:
@@ -222,6 +226,13 @@ class Workspace:
             shutil.rmtree(self.folder, ignore_errors=True)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _kill(identity: Identity) -> None:
+    try:
+        os.kill(identity.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it ended by itself at this moment
 
 
 def _alive(identities: Iterable[Identity]) -> list[Identity]:
