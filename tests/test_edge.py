@@ -318,11 +318,13 @@ def test_the_client_of_a_proxy_header_is_not_believed_himself(trusting: TunnelSe
 def test_a_broken_proxy_header_ends_that_connection_only(trusting: TunnelServer, header: bytes) -> None:
     with connect(trusting.proxy_port) as sock:
         sock.sendall(header)
-        sock.shutdown(socket.SHUT_WR)
         try:
+            sock.shutdown(socket.SHUT_WR)
             assert sock.recv(1) == b""
-        except ConnectionError:
-            pass
+        except TimeoutError:
+            raise
+        except OSError:
+            pass  # a reset, before or after our end
     assert forwarded(seen(trusting.proxy_port))[b"For"] == b"127.0.0.1"
 
 
