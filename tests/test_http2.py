@@ -277,6 +277,23 @@ def test_frames_under_way_when_we_reset_a_stream_do_not_end_the_connection() -> 
     assert fields_of(accepting.receive_data(headers(3, ORIGINAL_REQUEST)))
 
 
+def test_an_answer_under_way_when_we_reset_its_stream_does_not_end_the_connection() -> None:
+    """The opener takes no streams at all, which h2 would hold against that answer."""
+    opener, accepting = pair()
+    opener.send_headers(1, http2.request_fields())
+    accepting.receive_data(opener.take_output())
+    accepting.send_headers(1, [*http2.RESPONSE_FIELDS, (b"server", b"x")])
+    opener.reset_stream(1, 8)
+    opener.forget(1)
+    exchange(opener, accepting)
+    opener.send_headers(3, http2.request_fields())
+    exchange(opener, accepting)
+    accepting.send_headers(3, [*http2.RESPONSE_FIELDS, (b"server", b"x")])  # refers to the table
+    events, _ = exchange(opener, accepting)
+    assert isinstance(events[0], ResponseReceived)
+    assert (b"server", b"x") in (events[0].headers or ())
+
+
 def test_data_after_the_end_of_a_stream_is_answered_by_a_reset() -> None:
     """A stream error of type STREAM_CLOSED (RFC 9113 §5.1), whether or not we remember the stream."""
     accepting = acceptor()

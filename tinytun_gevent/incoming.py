@@ -230,6 +230,8 @@ class Incoming:
 
     def _on_request(self, event: h2_events.RequestReceived) -> None:
         session, stream_id = self._session, event.stream_id or 0
+        if session.opener:
+            raise ProtocolError("a stream opened by the side that only accepts them")
         if session.on_stream is None or not session.takes_streams:
             session.conn.reset_stream(stream_id, REFUSED_STREAM)
             session.conn.forget(stream_id)

@@ -152,7 +152,9 @@ class Connection(H2Connection):
 
     @property
     def open_inbound_streams(self) -> int:
-        return 0
+        # h2 adds one for the stream a HEADERS frame seems to open. Where none may be opened the
+        # limit is 0, and an answer under way to a stream that we have just reset is no new stream.
+        return -1
 
     def forget(self, stream_id: int) -> None:
         """Drops the state of a stream that is over, keeping how it ended (bounded)."""
