@@ -436,11 +436,39 @@ def test_the_first_answer_to_a_ping_makes_the_next_loss_a_fresh_one(server: Fake
         agent.wait_connected(DEADLINE)
         agent._backoff.next()
         agent._backoff.next()
-        session = agent._session
-        assert session is not None
+        (session,) = agent._sessions
         assert session.first_answer.wait(DEADLINE)
         gevent.sleep(0)
         assert agent._backoff.next() <= FIRST
+
+
+def test_a_stopping_server_is_left_at_once_but_its_visitors_finish(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    with local_service(echo) as target, running(server, target, kind="tcp") as (agent, events):
+        agent.wait_connected(DEADLINE)
+        old = server.sessions.get(timeout=DEADLINE)
+        stream = old.open()
+        collector = Collector(stream)
+        stream.sendall(b"first ")
+        assert collector.arrived.wait(DEADLINE)
+        old.goaway()
+        assert events.wait_for(State.RECONNECTING) == "the server is stopping"
+        events.wait_for(State.CONNECTED)
+        assert not old.closed.is_set()
+        other, other_collector = visit(server)
+        other.sendall(b"second")
+        other.shutdown()
+        assert other_collector.whole() == b"second"
+        stream.sendall(b"last")
+        stream.shutdown()
+        assert collector.whole() == b"first last"
+        assert old.closed.wait(DEADLINE)
+        assert old.error is None
+        assert agent.state is State.CONNECTED
+        while len(agent._sessions) > 1:
+            gevent.sleep(0.01)
 
 
 class Clock:

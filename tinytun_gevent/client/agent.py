@@ -15,7 +15,6 @@ from gevent.event import Event
 
 from ..errors import (
     NameTakenError,
-    SessionClosedError,
     TryLaterError,
     TunnelError,
     UnreachableError,
@@ -25,18 +24,15 @@ from ..stream import Stream
 from ..wire.handshake import Kind, OpenReply, OpenRequest
 from .backoff import Backoff
 from .config import ClientConfig
-from .dial import dial_server
 from .events import Counters, Listener, State
+from .link import open_session, part, see_off
 from .local import LocalDialer
-from .opening import is_final, open_tunnel, public_url
+from .opening import is_final
 from .text import clean
 from .visitor import LocalHealth, Visitor
 
 #: Seconds that running exchanges get to finish when the agent stops.
 GRACE = 5.0
-
-#: Seconds the server gets to close its side after our GOAWAY, so that no last bytes are lost.
-FAREWELL = 1.0
 
 #: Seconds for which a random name is asked for again while it is taken. The server notices
 #: within 10 s that our old session is dead; what holds the name after a minute is not us.
@@ -44,6 +40,10 @@ RANDOM_NAME_PATIENCE = 60.0
 
 #: Longest Retry-After that is honored, in seconds: a server that is wrong about it is asked again.
 MAX_RETRY_AFTER = 60.0
+
+
+class StoppedError(TunnelError):
+    """The agent was stopped before it was connected: nobody's fault."""
 
 
 class Agent:
@@ -73,7 +73,8 @@ class Agent:
         self.connected = Event()
         #: What the server granted last: the name or port to ask for again.
         self._granted: OpenReply | None = None
-        self._session: Session | None = None
+        #: The session that takes visitors, and those of stopping servers that still carry some.
+        self._sessions: set[Session] = set()
         self._visitors: dict[Stream, gevent.Greenlet[[Visitor], None]] = {}
         #: Set while no visitor is being served.
         self._idle = Event()
@@ -104,11 +105,14 @@ class Agent:
     def wait_connected(self, timeout: float | None = None) -> None:
         """Block until the tunnel is connected, at most ``timeout`` seconds.
 
-        Raises the error that ended the agent, or UnreachableError with what has failed until now.
+        Raises the error that ended the agent, StoppedError if it was stopped, UnreachableError with
+        what has failed until now.
         """
         gevent.wait([self.connected, self._ended], timeout, count=1)
         if self.error is not None:
             raise self.error
+        if self._stopping:
+            raise StoppedError("stopped before it was connected")
         if not self.connected.is_set():
             reason = self.reason or "no answer"
             raise UnreachableError(f"no tunnel through {self.config.server.authority}: {reason}")
@@ -120,13 +124,14 @@ class Agent:
         first one short.
         """
         self._stopping = True
-        session = self._session
-        if session is not None:
+        sessions = list(self._sessions)
+        if sessions:
             self._enter(State.CLOSING, "")
+        for session in sessions:
             session.goaway()
-            if grace > 0:
-                self._idle.wait(grace)
-                session.closed.wait(min(FAREWELL, grace))
+        if grace > 0 and self._idle.wait(grace):
+            gevent.joinall([gevent.spawn(part, session) for session in sessions])
+        for session in sessions:
             session.close()
         if self._main is not None:
             self._main.kill()
@@ -174,46 +179,37 @@ class Agent:
 
     def _connect(self, lost_at: float) -> Session:
         """One attempt; returns a session that has begun. Raises TunnelError; blocks."""
-        left = self._time_left(lost_at)
-        with gevent.Timeout(left, UnreachableError(self.reason or "no answer")):
-            sock = dial_server(self.config)
-            try:
-                reply, early = open_tunnel(sock, self._request(), self._wish())
-                url = public_url(self.config, reply)
-                session = Session(
-                    sock,
-                    opener=False,
-                    max_streams=self.config.concurrency,
-                    received=early,
-                    on_stream=self._on_stream,
-                )
-            except BaseException:
-                sock.close()
-                raise
-            try:
-                session.start()
-            except BaseException:
-                session.close()
-                raise
+        with gevent.Timeout(self._time_left(lost_at), UnreachableError(self.reason or "no answer")):
+            session, self._granted, url = open_session(self.config, self._request(), self._on_stream)
         session.first_answer.rawlink(lambda _: self._backoff.reset())
-        self._granted = reply
-        self._opened(url, reply)
+        if self.config.host_header is not None and not self._granted.host_header:
+            self._warn_once("this server does not know --host-header: the local service sees the public Host")
+        if url != self.url:
+            self.url = url
+            self._events.url(url)
         return session
 
     def _serve(self, session: Session) -> None:
-        """Blocks until the session has ended."""
-        self._session = session
+        """Blocks until the session has ended, or will take no further visitors."""
+        over = Event()
+        session.on_goaway = lambda _: over.set()
+        session.on_close.append(lambda _: over.set())
+        session.on_close.append(self._sessions.discard)
+        self._sessions.add(session)
         self.connected.set()
         try:
             self._enter(State.CONNECTED, "")
-            session.closed.wait()
+            if not session.goaway_received and not session.closed.is_set():
+                over.wait()
         finally:
             self.connected.clear()
-            self._session = None
-            session.close()
+        if session.closed.is_set():
+            reason = str(session.error or "the server closed the tunnel")
+        else:
+            reason = "the server is stopping"
+            gevent.spawn(see_off, session)
         if not self._stopping:
-            error = session.error or SessionClosedError("the server closed the tunnel")
-            self._enter(State.RECONNECTING, clean(str(error)))
+            self._enter(State.RECONNECTING, clean(reason))
 
     def _note_failure(self, error: TunnelError, lost_at: float) -> None:
         """After a failed attempt: raises if no other one is to follow."""
@@ -237,13 +233,6 @@ class Agent:
         limit = self.config.connect_timeout
         return None if limit is None else max(0.0, lost_at + limit - time.monotonic())
 
-    def _wish(self) -> str:
-        """What is asked for now, as errors name it."""
-        request = self._request()
-        if request.kind is Kind.HTTP:
-            return f"subdomain {request.subdomain!r}" if request.subdomain else "a subdomain"
-        return f"port {request.port}" if request.port else "a port"
-
     def _check_time_left(self, lost_at: float) -> None:
         """Raises UnreachableError once ``--connect-timeout`` has passed."""
         if self._time_left(lost_at) == 0:
@@ -260,13 +249,6 @@ class Agent:
             port=config.port or (granted.port if granted else None),
             host_header=config.host_header,
         )
-
-    def _opened(self, url: str, reply: OpenReply) -> None:
-        if self.config.host_header is not None and not reply.host_header:
-            self._warn_once("this server does not know --host-header: the local service sees the public Host")
-        if url != self.url:
-            self.url = url
-            self._events.url(url)
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:

@@ -30,8 +30,6 @@ def run(arguments: Mapping[str, Any]) -> int:
 
         check_demo_options(arguments)
         return run_demo(arguments["--target"], lambda target: choose_ui(target, quiet), stop_on_signals)
-    if arguments["--target"] is not None:
-        raise UsageError("--target is for the demo; here the target is an argument")
     config = config_from_arguments(arguments, os.environ)
     if config.insecure:
         logging.getLogger(__name__).warning("--insecure: anybody on the way can read and change everything")

@@ -21,10 +21,11 @@ from gevent.server import StreamServer
 from ..errors import TunnelError, UsageError
 from ..server.app import TunnelServer
 from ..server.config import ServerConfig
-from .agent import Agent
+from .agent import Agent, StoppedError
 from .config import make_config
 from .demo_page import serve_page
 from .dial import connect, read_head
+from .events import State
 from .text import duration
 from .ui import Ui
 
@@ -68,16 +69,21 @@ def run_demo(target: str | None, make_ui: Callable[[str], Ui], on_signals: Calla
     ``on_signals`` is given the agent and the terminal. Raises TunnelError.
     """
     logging.getLogger("tinytun_gevent.server").setLevel(logging.WARNING)
-    with make_ui(target or "a page of its own") as ui, open_demo(target, ui) as demo:
-        on_signals(demo.agent, ui)
-        print(next_steps(demo, target), file=sys.stderr, flush=True)
-        ui.watch(demo.agent)
-        demo.agent.wait()
+    with make_ui(target or "a page of its own") as ui:
+        try:
+            with open_demo(target, ui, on_signals) as demo:
+                print(next_steps(demo, target), file=sys.stderr, flush=True)
+                ui.watch(demo.agent)
+                demo.agent.wait()
+        except StoppedError:
+            pass  # while it was opening
     return 0
 
 
 @contextmanager
-def open_demo(target: str | None, ui: Ui) -> Iterator[Demo]:
+def open_demo(
+    target: str | None, ui: Ui, on_signals: Callable[[Agent, Ui], None] | None = None
+) -> Iterator[Demo]:
     """The server, the page (unless there is a ``target``), the tunnel, and one request through it all.
 
     Blocks until that has worked; leaving closes everything. Raises TunnelError.
@@ -85,10 +91,12 @@ def open_demo(target: str | None, ui: Ui) -> Iterator[Demo]:
     with start_server() as server, local_page(target) as local:
         config = make_config(local, server=server.url, subdomain=NAME, proxy="", environ={})
         agent = Agent(config, ui)
+        if on_signals is not None:
+            on_signals(agent, ui)
         agent.start()
         try:
             agent.wait_connected(TIMEOUT)
-            check = fetch(f"{NAME}.{DOMAIN}", server.proxy_port)
+            check = fetch(f"{NAME}.{DOMAIN}", server.proxy_port, agent)
             if target is None and check.status != 200:
                 raise TunnelError(f"the demo's own page came back through the tunnel as {check.status}")
             yield Demo(server, agent, str(agent.url), check)
@@ -121,8 +129,11 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def fetch(host: str, port: int) -> Check:
-    """What a visitor of ``http://host:port/`` on this computer gets; blocks. Raises TunnelError."""
+def fetch(host: str, port: int, agent: Agent) -> Check:
+    """What a visitor of ``http://host:port/`` on this computer gets; blocks.
+
+    Raises TunnelError; StoppedError if ``agent`` was stopped meanwhile.
+    """
     began = time.monotonic()
     late = TunnelError(f"no answer through the tunnel within {TIMEOUT:.0f} s")
     try:
@@ -133,6 +144,8 @@ def fetch(host: str, port: int) -> Check:
                 body += data
         return Check(int(head.split(b" ", 2)[1]), time.monotonic() - began, body)
     except (OSError, EOFError, ValueError, IndexError) as error:
+        if agent.state in (State.CLOSING, State.CLOSED):
+            raise StoppedError("stopped while it was tried") from None
         raise TunnelError(f"the request through the tunnel failed: {error}") from None
 
 
