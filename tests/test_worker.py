@@ -1,0 +1,251 @@
+"""The worker under gunicorn, with real clients and visitors: crashes, drains, reloads."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from local_service import LocalService
+from server_process import DEADLINE, ROOT, ServerProcess, environment, is_gone, wait_for
+
+from tinytun_gevent import Tunnel
+from tinytun_gevent.server.addresses import has_ipv6
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="gunicorn needs POSIX")
+
+
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    with ServerProcess() as server:
+        yield server.wait_serving()
+
+
+@pytest.fixture
+def service() -> Iterator[LocalService]:
+    with LocalService() as service:
+        yield service
+
+
+class Visitor:
+    """One keep-alive connection to the proxy port."""
+
+    def __init__(self, server: ServerProcess, name: str, address: str = "127.0.0.1") -> None:
+        self._host = f"{name}.localhost"
+        self.connection = http.client.HTTPConnection(address, server.proxy_port, timeout=DEADLINE)
+
+    def get(self, path: str = "/") -> tuple[int, dict[str, str]]:
+        """The answer's status, and what its JSON says."""
+        self.connection.request("GET", path, headers={"Host": self._host, "Accept": "application/json"})
+        answer = self.connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+
+def in_background(visitor: Visitor, service: LocalService) -> tuple[threading.Thread, list[object]]:
+    """Asks for the slow page, which has begun when this returns; the list gets the answer or the error."""
+    results: list[object] = []
+
+    def ask() -> None:
+        try:
+            results.append(visitor.get("/slow")[0])
+        except (OSError, http.client.HTTPException) as error:
+            results.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    assert service.begun.wait(DEADLINE)
+    return thread, results
+
+
+def refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=DEADLINE).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_tunnel_serves_and_is_listed_with_its_bytes(server: ServerProcess, service: LocalService) -> None:
+    with Tunnel(service.port, server=server.url, subdomain="app") as tunnel:
+        assert tunnel.url == f"http://app.localhost:{server.proxy_port}"
+        status, fields = Visitor(server, "app").get()
+        assert status == 200
+        assert fields["x-forwarded-for"] == "127.0.0.1"
+        (listed,) = server.tunnels()
+        assert listed["name"] == {"Subdomain": "app"}
+        assert listed["read_bytes"] > len(json.dumps(fields))
+        assert listed["written_bytes"] > 0
+    wait_for(lambda: server.tunnels() == [], "empty list after the client left", 3)
+
+
+def test_a_killed_worker_is_replaced_and_no_connection_refused(
+    server: ServerProcess, service: LocalService
+) -> None:
+    with Tunnel(service.port, server=server.url, subdomain="app"):
+        assert Visitor(server, "app").get()[0] == 200
+        os.kill(server.worker(), signal.SIGKILL)
+        assert not refuses(server.proxy_port)
+        assert not refuses(server.connection_port)
+        server.wait_serving(2)
+        wait_for(lambda: Visitor(server, "app").get()[0] == 200, "answer through the reconnected tunnel")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc"), reason="without Linux the worker takes up to a second")
+def test_a_killed_master_takes_its_worker_along_at_once(server: ServerProcess) -> None:
+    worker = server.worker()
+    server.process.kill()
+    server.process.wait(DEADLINE)
+    wait_for(lambda: is_gone(worker), "end of the orphan", 0.5)
+    wait_for(lambda: refuses(server.proxy_port), "free port", 0.5)
+
+
+def test_an_idle_server_is_gone_in_two_seconds(server: ServerProcess, service: LocalService) -> None:
+    """Idle means: a tunnel with a pooled stream, a keep-alive visitor, one who has sent nothing yet."""
+    with Tunnel(service.port, server=server.url, subdomain="app"):
+        visitor = Visitor(server, "app")
+        assert visitor.get()[0] == 200
+        mute = [
+            socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)
+            for port in (
+                server.proxy_port,
+                server.connection_port,
+                server.tcp_proxy_port,
+                server.metadata_port,
+            )
+        ]
+        start = time.monotonic()
+        server.process.terminate()
+        assert server.wait() == 0
+        assert time.monotonic() - start < 2.0
+        for sock in mute:
+            sock.close()
+
+
+def test_running_exchanges_finish_while_nothing_new_is_taken(
+    server: ServerProcess, service: LocalService
+) -> None:
+    with Tunnel(service.port, server=server.url, subdomain="app"):
+        idle = Visitor(server, "app")
+        assert idle.get()[0] == 200
+        thread, results = in_background(Visitor(server, "app"), service)
+        server.process.terminate()
+        server.wait_line("stopping: 1 exchanges")
+        for port in (server.proxy_port, server.connection_port, server.metadata_port):
+            wait_for(lambda port=port: refuses(port), "refused connection", 1)
+        assert idle.connection.sock.recv(1) == b""  # an idle visitor is not waited for
+        assert server.process.poll() is None
+        service.finish()
+        thread.join(DEADLINE)
+        assert results == [200]
+        start = time.monotonic()
+        assert server.wait() == 0
+        assert time.monotonic() - start < 2.0
+        assert "cut off" not in server.log()
+
+
+def test_what_does_not_finish_is_cut_off_when_the_drain_is_over(service: LocalService) -> None:
+    with ServerProcess("--drain-timeout", "0.5") as server:
+        server.wait_serving()
+        with Tunnel(service.port, server=server.url, subdomain="app"):
+            thread, results = in_background(Visitor(server, "app"), service)
+            start = time.monotonic()
+            server.process.terminate()
+            assert server.wait() == 0
+            assert 0.4 < time.monotonic() - start < 3.0
+            thread.join(DEADLINE)
+            assert isinstance(results[0], (OSError, http.client.HTTPException))
+            assert "cut off" in server.log()
+
+
+@pytest.mark.parametrize("sent", [(signal.SIGINT,), (signal.SIGQUIT,), (signal.SIGTERM, signal.SIGINT)])
+def test_interrupting_waits_for_nobody(
+    server: ServerProcess, service: LocalService, sent: tuple[signal.Signals, ...]
+) -> None:
+    with Tunnel(service.port, server=server.url, subdomain="app"):
+        _, results = in_background(Visitor(server, "app"), service)
+        for number in sent:
+            server.process.send_signal(number)
+            server.wait_line("stopping")
+        start = time.monotonic()
+        assert server.wait() == 0
+        assert time.monotonic() - start < 3.0
+        wait_for(lambda: results, "cut exchange")
+
+
+def test_a_reload_moves_the_tunnels_over_and_lets_exchanges_finish(
+    server: ServerProcess, service: LocalService
+) -> None:
+    with Tunnel(service.port, server=server.url, subdomain="app"):
+        first = server.worker()
+        thread, results = in_background(Visitor(server, "app"), service)
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_serving(2)
+        wait_for(lambda: Visitor(server, "app").get()[0] == 200, "answer from the new worker", 5)
+        assert not is_gone(first)
+        service.finish()
+        thread.join(DEADLINE)
+        assert results == [200]
+        wait_for(lambda: first not in server.workers(), "end of the old worker")
+
+
+def test_a_tcp_tunnel_keeps_its_port_through_a_reload(server: ServerProcess, service: LocalService) -> None:
+    with Tunnel(service.port, kind="tcp", server=server.url) as tunnel:
+        port = int(str(tunnel.url).rpartition(":")[2])
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_serving(2)
+        wait_for(lambda: not refuses(port), "listener in the new worker")
+        wait_for(lambda: [t["name"] for t in server.tunnels()] == [{"PortNumber": port}], "tunnel")
+        with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert sock.recv(100).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_one_socket_serves_both_families_and_callers_are_unmapped(service: LocalService) -> None:
+    with ServerProcess(environ=environment(BIND="[::]")) as server:
+        server.wait_serving()
+        with Tunnel(service.port, server=server.url, subdomain="app"):
+            for address in ("127.0.0.1", "::1"):
+                status, fields = Visitor(server, "app", address).get()
+                assert (status, fields["x-forwarded-for"].strip('[]"')) == (200, address)
+
+
+NOBODY = 65534
+
+
+def can_become_nobody() -> bool:
+    """Whether this is root, and the interpreter is one that others may run."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return False
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", "import tinytun_gevent.cli, gevent"],
+            cwd=ROOT,
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            capture_output=True,
+            check=False,
+        )
+    except PermissionError:
+        return False
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(not can_become_nobody(), reason="cannot run this interpreter as another user")
+def test_it_runs_as_a_user_without_rights(service: LocalService) -> None:
+    environ = environment(HOME="/nonexistent")
+    with ServerProcess(environ=environ, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/") as server:
+        server.wait_serving()
+        with Tunnel(service.port, server=server.url, subdomain="app"):
+            assert Visitor(server, "app").get()[0] == 200
+        os.kill(server.worker(), signal.SIGKILL)
+        server.wait_serving(2)
