@@ -471,6 +471,28 @@ def test_a_stopping_server_is_left_at_once_but_its_visitors_finish(
             gevent.sleep(0.01)
 
 
+def test_a_reloading_server_is_reached_at_once(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def next_wait(_: Backoff) -> float:
+        waits.append(0.001)
+        return waits[-1]
+
+    monkeypatch.setattr(Backoff, "next", next_wait)
+    monkeypatch.setattr(agent_module, "STEADY", 0.0)
+    with running(server) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        server.sessions.get(timeout=DEADLINE).goaway()
+        events.wait_for(State.RECONNECTING)
+        events.wait_for(State.CONNECTED)
+        assert waits == []
+        monkeypatch.setattr(agent_module, "STEADY", 60.0)
+        server.sessions.get(timeout=DEADLINE).goaway()
+        events.wait_for(State.RECONNECTING)
+        events.wait_for(State.CONNECTED)
+        assert len(waits) == 1
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 100.0

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import http.server
 import os
-import pty
 import re
 import select
 import shutil
@@ -614,6 +613,7 @@ def test_a_second_signal_is_130_at_once(server: TunnelServer, page: int) -> None
 
 
 def test_on_a_terminal_there_is_a_status_block(server: TunnelServer, page: int) -> None:
+    pty = pytest.importorskip("pty", reason="needs pseudo-terminals")
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(

@@ -231,15 +231,19 @@ def test_an_untrusted_certificate_is_hopeless(authority: trustme.CA) -> None:
 def test_a_certificate_for_another_name_is_hopeless(authority: trustme.CA, tmp_path: Path) -> None:
     ca = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(ca)
-    with serving(greet, server_context(authority, "other.example")) as port:
-        with pytest.raises(HopelessError, match="not valid"):
-            dial_server(config(f"https://localhost:{port}", ca=ca))
+    with (
+        serving(greet, server_context(authority, "other.example")) as port,
+        pytest.raises(HopelessError, match="not valid"),
+    ):
+        dial_server(config(f"https://localhost:{port}", ca=ca))
 
 
 def test_tls_to_a_plain_port_says_so() -> None:
-    with serving(lambda sock: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
-        with pytest.raises(HopelessError, match="does not speak TLS"):
-            dial_server(config(f"https://127.0.0.1:{port}"))
+    with (
+        serving(lambda sock: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port,
+        pytest.raises(HopelessError, match="does not speak TLS"),
+    ):
+        dial_server(config(f"https://127.0.0.1:{port}"))
 
 
 def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
@@ -333,16 +337,20 @@ def test_a_proxy_that_says_no(answer: bytes, error: type[UnreachableError], says
 
 
 def test_wrong_credentials_are_told_from_missing_ones() -> None:
-    with serving(ConnectProxy(b"HTTP/1.1 407 No\r\n\r\n")) as proxy_port:
-        with pytest.raises(HopelessError, match="wrong user or password") as caught:
-            dial_server(config("http://127.0.0.1:1", proxy=f"u:hunter2@127.0.0.1:{proxy_port}"))
+    with (
+        serving(ConnectProxy(b"HTTP/1.1 407 No\r\n\r\n")) as proxy_port,
+        pytest.raises(HopelessError, match="wrong user or password") as caught,
+    ):
+        dial_server(config("http://127.0.0.1:1", proxy=f"u:hunter2@127.0.0.1:{proxy_port}"))
     assert "hunter2" not in str(caught.value)
 
 
 def test_a_proxy_that_hangs_up_or_is_away() -> None:
-    with serving(lambda sock: None) as proxy_port:
-        with pytest.raises(UnreachableError, match=r"without an answer|reset"):
-            dial_server(config("http://127.0.0.1:1", proxy=f"127.0.0.1:{proxy_port}"))
+    with (
+        serving(lambda sock: None) as proxy_port,
+        pytest.raises(UnreachableError, match=r"without an answer|reset"),
+    ):
+        dial_server(config("http://127.0.0.1:1", proxy=f"127.0.0.1:{proxy_port}"))
     port = free_port()
     with pytest.raises(UnreachableError, match=f"cannot connect to proxy 127.0.0.1:{port}"):
         dial_server(config("http://127.0.0.1:1", proxy=f"127.0.0.1:{port}"))
@@ -469,9 +477,11 @@ def test_tls_to_the_local_service(
 
 
 def test_tls_to_a_plain_local_service() -> None:
-    with serving(lambda sock: sock.sendall(b"HTTP/1.1 400 Bad\r\n\r\n")) as port:
-        with pytest.raises(LocalServiceError, match="TLS failed"):
-            LocalDialer(parse_target(f"https://127.0.0.1:{port}")).dial()
+    with (
+        serving(lambda sock: sock.sendall(b"HTTP/1.1 400 Bad\r\n\r\n")) as port,
+        pytest.raises(LocalServiceError, match="TLS failed"),
+    ):
+        LocalDialer(parse_target(f"https://127.0.0.1:{port}")).dial()
 
 
 def test_a_local_name_is_resolved_once_and_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

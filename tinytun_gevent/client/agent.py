@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import gevent
@@ -33,6 +34,13 @@ from .visitor import LocalHealth, Visitor
 
 #: Seconds that running exchanges get to finish when the agent stops.
 GRACE = 5.0
+
+#: Longest wait, in seconds, before the first attempt when a server says that it stops: one that
+#: reloads serves already in another process, and visitors find nobody until we are there.
+HANDOVER = 0.1
+
+#: Seconds that a session must have lasted for that, so that a server cannot make us spin.
+STEADY = 1.0
 
 #: Seconds for which a random name is asked for again while it is taken. The server notices
 #: within 10 s that our old session is dead; what holds the name after a minute is not us.
@@ -170,9 +178,11 @@ class Agent:
                 self._note_failure(error, lost_at)
                 delay = self._delay_after(error)
             else:
+                began = time.monotonic()
                 self._serve(session)
                 lost_at = time.monotonic()
-                delay = self._backoff.next()
+                handed_over = not session.closed.is_set() and lost_at - began >= STEADY
+                delay = random.uniform(0, HANDOVER) if handed_over else self._backoff.next()
             left = self._time_left(lost_at)
             gevent.sleep(delay if left is None else min(delay, left))
             self._check_time_left(lost_at)
