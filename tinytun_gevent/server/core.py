@@ -111,6 +111,7 @@ class ServerCore:
         if pool is None:
             pool = tunnel.pool = StreamPool(self.config.queue_timeout)
             tunnel.sessions = pool.sessions
+            self.clock.watch(pool)
         return pool
 
     @property

@@ -30,7 +30,7 @@ from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.peers import Peer
 from tinytun_gevent.server.pool import StreamPool
 from tinytun_gevent.server.routing import find_route, mark_hop
-from tinytun_gevent.server.sending import failure_of, send_request
+from tinytun_gevent.server.sending import failure_of, send_request, send_whole
 from tinytun_gevent.server.upstream import PeerConnection
 from tinytun_gevent.sockets import end_of
 from tinytun_gevent.stream import Stream, Upstream
@@ -89,6 +89,7 @@ class Visitor:
         "_finished",
         "_head_patience",
         "_head_since",
+        "_moved",
         "_pool",
         "_since",
         "_waiting",
@@ -122,6 +123,8 @@ class Visitor:
         #: When the first byte of a head came that is not complete, and how long it may take.
         self._head_since = 0.0
         self._head_patience = core.config.head_timeout
+        #: Bytes that an upgraded connection had carried when it was last looked at.
+        self._moved = 0
 
     @property
     def draining(self) -> bool:
@@ -163,8 +166,7 @@ class Visitor:
             self._end.abort()
         finally:
             self._abandon()
-            if self.pinned is not None:
-                self.pinned.reset()
+            self._unpin()
             self._linger()
             self._end.close()
 
@@ -225,7 +227,10 @@ class Visitor:
             self._continue_upgraded(exchange)
 
     def _send(self, exchange: Exchange, tunnel: Tunnel) -> None:
-        self._pool = self._core.pool_of(tunnel)
+        pool = self._core.pool_of(tunnel)
+        if pool is not self._pool:
+            self._unpin()
+        self._pool = pool
         request = exchange.request
         forwarding = self._forwarding(request)
         override = tunnel.host_header.encode() if tunnel.host_header else None
@@ -261,11 +266,12 @@ class Visitor:
             self._buffer.clear()
         pump(stream, self._end)
         self.sink.wait_done()
-        self._finished = True
+        exchange.end_upgraded()
 
     def _send_to_peer(self, exchange: Exchange, peer: Peer) -> None:
         request = exchange.request
         mark_hop(request)
+        self._unpin()
         head = http1.build_request_head(request, self._forwarding(request))
         upstream = PeerConnection((peer.host, peer.proxy_port))
         self._pool = None
@@ -295,9 +301,15 @@ class Visitor:
 
     def _resend(self, exchange: Exchange, request: bytes, refused: bool) -> None:
         try:
-            self._acquire(exchange, fresh=True, first=refused).sendall(request)
+            send_whole(self._acquire(exchange, fresh=True, first=refused), request)
         except SessionError as error:
             exchange.fail(failure_of(error))
+
+    def _unpin(self) -> None:
+        """Ends the stream that was this visitor's alone: what comes next is for another service."""
+        pinned, self.pinned = self.pinned, None
+        if pinned is not None:
+            pinned.reset()
 
     def release(self, stream: Upstream) -> None:
         """Gives the stream of a finished exchange back, for any visitor."""
@@ -402,6 +414,8 @@ class Visitor:
 
     def _check_exchange(self, exchange: Exchange, now: float) -> None:
         stream = exchange.stream
+        if exchange.upgraded:
+            self._check_upgraded(exchange, now)
         if exchange.started or stream is None:
             return
         waited = now - exchange.waiting_since
@@ -409,3 +423,13 @@ class Visitor:
             exchange.fail(Failure(504, "The tunnel's client did not accept the connection in time."))
         elif exchange.request_sent and waited > self._core.config.answer_timeout:
             exchange.fail(Failure(504, "The local service did not answer in time."))
+
+    def _check_upgraded(self, exchange: Exchange, now: float) -> None:
+        stream, limit = exchange.stream, self._core.config.tunnel_idle_timeout
+        if not limit or not isinstance(stream, Stream):
+            return
+        moved = stream.sent + stream.received
+        if moved != self._moved:
+            self._moved, self._since = moved, now
+        elif now - self._since > limit:
+            exchange.abandon()

@@ -123,7 +123,8 @@ class Exchange:
         elif isinstance(self._body, UntilCloseBody):
             self._finish_body()
         elif self._untouched and self.visitor.retry(self):
-            pass
+            if self.stream is not None:
+                self.stream.shutdown()
         else:
             self._broken_off("The local service closed the connection before its answer was complete.")
 
@@ -213,6 +214,11 @@ class Exchange:
         head = http1.build_response_head(response, close=False, minor_visitor=self.request.minor)
         self.visitor.sink.write(head + bytes(rest), credit + len(rest))
         self.visitor.wake()
+
+    def end_upgraded(self) -> None:
+        """Both directions of an upgraded connection have ended."""
+        if not self.over:
+            self._end()
 
     # -- bodies ---------------------------------------------------------------
 

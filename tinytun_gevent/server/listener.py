@@ -157,8 +157,11 @@ class Listener:
         self.ports.close(tunnel)
         if session is not None:
             session.close()
-            self._core.pool_of(tunnel).remove(session)
+            pool = self._core.pool_of(tunnel)
+            pool.remove(session)
             tunnel.part(session)
+            if not pool.sessions:
+                self._core.clock.forget(pool)
 
 
 def _reply(tunnel: Tunnel, request: OpenRequest) -> OpenReply:

@@ -129,7 +129,7 @@ class StreamPool:
         if stream in self._idle:
             self._idle.remove(stream)
 
-    def expire(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         """Ends streams that have been idle for too long; called about once a second."""
         while self._idle and self._resting_since(self._idle[0]) < now - IDLE_LIFE:
             self._end(self._idle.pop(0))
@@ -191,12 +191,12 @@ class StreamPool:
 
     def _make_room(self) -> bool:
         """Gives up the oldest stream that nobody uses, whose place is needed."""
-        unused = self._leaving or self._idle
-        if not unused:
-            return False
-        stream = unused.pop(0)
-        stream.reset(CANCEL)
-        return True
+        while unused := self._leaving or self._idle:
+            stream = unused.pop(0)
+            if not stream.closed:  # those that left by themselves have made room already
+                stream.reset(CANCEL)
+                return True
+        return False
 
     @staticmethod
     def _resting_since(stream: Stream) -> float:

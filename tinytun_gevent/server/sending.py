@@ -23,7 +23,7 @@ def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End,
     if not length:
         exchange.request_sent = True
         exchange.replay = head
-        stream.sendall(head)
+        send_whole(stream, head)
         return
     body = LengthBody(length) if length > 0 else ChunkedBody(False)
     used = body.feed(buffer) if buffer else 0
@@ -38,7 +38,20 @@ def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End,
             exchange.request_sent = body.done
         exchange.waiting_since = time.monotonic()
     except SessionError:
-        if not exchange.over:
+        if not stream.closed:
+            raise
+
+
+def send_whole(stream: Upstream, request: bytes) -> None:
+    """Sends a whole request. Blocks.
+
+    A stream that ends meanwhile is no error here: its exchange was told, and has answered or
+    sends the request once more. Raises :class:`SessionError` for anything else.
+    """
+    try:
+        stream.sendall(request)
+    except SessionError:
+        if not stream.closed:
             raise
 
 
