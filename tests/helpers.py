@@ -57,7 +57,7 @@ def wait_until(predicate: Callable[[], object], what: str = "", seconds: float =
     until = time.monotonic() + seconds
     while not predicate():
         assert time.monotonic() < until, f"not within {seconds:g} s: {what or predicate}"
-        gevent.sleep(0.002)
+        gevent.sleep(0.0005)
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:

@@ -76,6 +76,8 @@ class Incoming:
                 self._receive(memoryview(early))
             while not session.closing:
                 session.end.wait_readable()
+                if session.closing:  # by whoever ran between the bytes' arrival and this greenlet
+                    break
                 count = session.end.recv_now(buffer)
                 if count > 0:
                     self._receive(buffer[:count])
@@ -296,6 +298,7 @@ class Incoming:
             stream.abort(StreamResetError(REFUSED_STREAM, remote=True))
         if session.on_goaway is not None:
             session.on_goaway(session)
+        session.close_if_done()
 
 
 _HANDLERS: Final[dict[type, Callable[[Incoming, Any], None]]] = {

@@ -11,6 +11,11 @@ PATIENCE: Final = 5.0
 """Seconds without any sign of life after which a peer that owes an answer is dead."""
 
 
+LOOK: Final = 0.25
+"""Seconds between two looks at what the peer's kernel has acknowledged: how much later than it
+could a death is noticed, since the last acknowledgement counts from when it was seen."""
+
+
 class Liveness:
     """Follows one PING at a time.
 

@@ -29,7 +29,7 @@ from tinytun_gevent.errors import (
 )
 from tinytun_gevent.flow import INITIAL_WINDOW
 from tinytun_gevent.incoming import MAX_FRAME, UNKNOWN_RTT, Incoming
-from tinytun_gevent.liveness import Liveness
+from tinytun_gevent.liveness import LOOK, Liveness
 from tinytun_gevent.sockets import End, end_of
 from tinytun_gevent.stream import NO_ERROR, Gate, Stream
 from tinytun_gevent.wire import http2
@@ -116,7 +116,8 @@ class Session:
     def start(self, timeout: float = 5.0) -> None:
         """Says hello and blocks until the peer's SETTINGS came, at most ``timeout`` seconds.
 
-        Raises :class:`PeerSilentError` or what ended the session; it is closed then.
+        An acceptor also waits for the answer to its PING: then the opener has its SETTINGS, so
+        that a visitor who comes at once is not turned away. Raises :class:`PeerSilentError` or what ended the session; it is closed then.
         """
         self.conn.initiate_connection()
         self.writer.queue(self.conn.take_output())
@@ -124,8 +125,11 @@ class Session:
         self._ping()
         gevent.spawn(self._incoming.read, self._early)
         gevent.spawn(self._keep_alive)
+        deadline = time.monotonic() + timeout
         if not self.settled.wait(timeout):
             self.close(PeerSilentError(f"the peer said nothing of HTTP/2 for {timeout:g} s"))
+        if not self.opener and not self.closing:
+            gevent.wait([self.first_answer, self.closed], deadline - time.monotonic(), count=1)
         if self.error is not None:
             raise self.error
         if self.closing:
@@ -154,7 +158,7 @@ class Session:
             stream.abort(ended)
         self.streams.clear()
         self.blocked.clear()
-        if self.writer.pending:
+        if self.writer.pending or self.writer.unsent:
             gevent.spawn(self._hang_up)
         else:
             self.end.close()
@@ -178,7 +182,7 @@ class Session:
     @property
     def takes_streams(self) -> bool:
         """Whether the peer may open another stream now."""
-        return len(self.streams) < self.max_streams and not self.goaway_sent
+        return len(self.streams) < self.max_streams and not self.goaway_sent and not self.closing
 
     @property
     def has_room(self) -> bool:
@@ -228,6 +232,12 @@ class Session:
         self._refused_until = 0.0
         if self.on_room is not None:
             self.on_room(self)
+        self.close_if_done()
+
+    def close_if_done(self) -> None:
+        """An opener whose peer goes away closes with its last stream."""
+        if self.opener and self.goaway_received and not self.streams:
+            self.close()
 
     # -- sending: what Stream calls -----------------------------------------
 
@@ -327,7 +337,7 @@ class Session:
             now = time.monotonic()
             delay = self.liveness.next_check() - now
             if self.liveness.awaited:
-                delay = min(delay, 1.0)
+                delay = min(delay, LOOK)
             if delay > 0:
                 self.closed.wait(delay)
                 if self.liveness.awaited and not self.closing:

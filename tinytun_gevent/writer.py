@@ -111,16 +111,14 @@ class Writer:
 
     def wait_drained(self) -> None:
         """Blocks while more than :data:`CONTROL_LIMIT` bytes of control frames wait."""
-        self._wait_below(CONTROL_LIMIT)
-
-    def wait_empty(self) -> None:
-        """Blocks until no control frame waits."""
-        self._wait_below(0)
-
-    def _wait_below(self, limit: int) -> None:
-        while len(self._control) > limit:
+        while len(self._control) > CONTROL_LIMIT:
             self._drained.clear()
             self._drained.wait()
+
+    def wait_empty(self) -> None:
+        """Blocks until all that is queued or half sent is with the kernel, or cannot be sent."""
+        self._lock.acquire()
+        self._drain()
 
     def send_data(self, stream_id: int, payload: memoryview, allow: Callable[[int], int]) -> int:
         """Sends one DATA frame with as much of ``payload`` as is allowed; returns how much.
