@@ -117,7 +117,8 @@ class Session:
         """Says hello and blocks until the peer's SETTINGS came, at most ``timeout`` seconds.
 
         An acceptor also waits for the answer to its PING: then the opener has its SETTINGS, so
-        that a visitor who comes at once is not turned away. Raises :class:`PeerSilentError` or what ended the session; it is closed then.
+        that a visitor who comes at once is not turned away. Raises :class:`PeerSilentError` or
+        what ended the session; it is closed then.
         """
         self.conn.initiate_connection()
         self.writer.queue(self.conn.take_output())
