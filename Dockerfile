@@ -1,0 +1,23 @@
+# docker build -t tinytun-server .
+# docker run -p 5554:5554 -p 80:5555 -p 443:5555 tinytun-server
+#
+# Both programs are in the image: docker run --network host tinytun-server tinytun http 3000
+# `docker stop -t 35` leaves time for running requests to finish.
+
+FROM python:3.12-slim AS build
+WORKDIR /src
+COPY setup.py pyproject.toml README.md LICENSE ./
+COPY tinytun_gevent tinytun_gevent
+RUN python -m venv /opt/tinytun && /opt/tinytun/bin/pip install --no-cache-dir .
+
+FROM python:3.12-slim
+COPY --from=build /opt/tinytun /opt/tinytun
+ENV PATH=/opt/tinytun/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+# A user without a name, a home or any rights: nothing in here has to be written.
+USER 10001:10001
+# Clients, visitors of HTTP tunnels, TCP behind a load balancer. TCP tunnels get 20000-60000.
+EXPOSE 5554 5555 5556
+STOPSIGNAL SIGTERM
+# The port for clients answers any request but CONNECT with 200.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + (os.environ.get('CONNECTION_PORT') or '5554'), timeout=4)"]
+CMD ["tinytun-server"]
