@@ -69,6 +69,8 @@ class StreamPool:
     def __init__(self, wait: float) -> None:
         """``wait`` is how long a visitor waits for a free stream, in seconds."""
         self.sessions: list[Session] = []
+        #: Whether the first session is still on its way: visitors wait for it.
+        self.opening = True
         self._wait = wait
         self._idle: list[Stream] = []
         self._leaving: list[Stream] = []
@@ -84,17 +86,24 @@ class StreamPool:
 
     def add(self, session: Session) -> None:
         """Lets ``session``, which has started, serve the tunnel."""
+        self.opening = False
         self.sessions.append(session)
         session.on_room = self._room
         self._wake_first()
 
     def remove(self, session: Session) -> None:
-        """Takes a session away; its streams end with it. With the last one, waiters give up."""
+        """Takes a session away; its streams end with it."""
         if session in self.sessions:
             self.sessions.remove(session)
             session.on_room = None
-        for event in list(self._waiting):
-            event.set()
+        if not self.sessions:
+            self.close()
+
+    def close(self) -> None:
+        """Says that no session will come (any more): whoever waits gives up."""
+        self.opening = False
+        for turn in list(self._waiting):
+            turn.set()
 
     def acquire(
         self, *, reuse: bool = False, retriable: bool = True, first: bool = False, visitor: str | None = None
@@ -162,7 +171,7 @@ class StreamPool:
                     stream = self._take(reuse, retriable, visitor)
                     if stream is not None:
                         return stream
-                if not self.sessions:
+                if not self.sessions and not self.opening:
                     raise SessionClosedError("the tunnel's client has left")
                 if time.monotonic() >= deadline:
                     raise StreamLimitError(f"all connections stayed in use for {self._wait:g} s")
@@ -173,6 +182,8 @@ class StreamPool:
     def _take(self, reuse: bool, retriable: bool, visitor: str | None) -> Stream | None:
         """A stream without waiting, or None."""
         if not self.sessions:
+            if self.opening:
+                return None
             raise SessionClosedError("the tunnel's client is away")
         if reuse and self._idle:
             youngest = self._idle[-1]

@@ -25,9 +25,7 @@ def find_route(core: ServerCore, request: RequestHead, caller: str) -> Tunnel | 
     registry = core.registry
     tunnel = registry.find_host(request.host)
     if tunnel is not None:
-        if tunnel.ready:
-            return tunnel
-        return Failure(503, f"The tunnel {request.host} is not connected at the moment.", retry_after=2)
+        return tunnel
     label = registry.label_of(request.host)
     if label is not None and core.peers and not (core.peers.is_peer(caller) and _is_marked(request)):
         peer = core.peers.find(label)

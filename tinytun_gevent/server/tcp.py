@@ -122,7 +122,7 @@ class TcpFront:
             return
         source, destination = plain(header.source), plain(header.destination)
         tunnel = self._core.registry.find_port(destination[1])
-        if tunnel is not None and tunnel.ready:
+        if tunnel is not None:
             self._visitors.serve(tunnel, end, source, bytes(buffer))
         else:
             self._send_to_peer(end, caller, source, destination, bytes(buffer))
