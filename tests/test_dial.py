@@ -78,6 +78,8 @@ def server_context(authority: trustme.CA, *names: str) -> ssl.SSLContext:
 
 
 def greet(sock: socket.socket) -> None:
+    """Like a tunnel server, speaks when it was spoken to."""
+    sock.recv(1)
     sock.sendall(b"hello from the server")
     sock.recv(1)
 
@@ -89,6 +91,7 @@ def config(server: str, **options: Any) -> Any:
 
 def check_greeting(sock: socket.socket) -> None:
     with sock:
+        sock.sendall(b"x")
         assert sock.recv(100) == b"hello from the server"
 
 
