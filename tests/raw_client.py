@@ -12,6 +12,7 @@ from h2.connection import H2Connection
 from h2.events import (
     DataReceived,
     Event,
+    PingAckReceived,
     RequestReceived,
     StreamEnded,
     StreamReset,
@@ -31,7 +32,14 @@ class RawClient:
     :meth:`send`, :meth:`end` and :meth:`reset`.
     """
 
-    def __init__(self, server: TunnelServer, subdomain: str = "demo", max_streams: int = 100) -> None:
+    def __init__(
+        self,
+        server: TunnelServer,
+        subdomain: str = "demo",
+        max_streams: int = 100,
+        window: int = 65535,
+    ) -> None:
+        """``window`` is how many bytes the server may send on a stream before it must wait."""
         self.sock = connect(server.connection_port)
         self.sock.sendall(
             b"CONNECT 127.0.0.1:%d HTTP/1.1\r\nx-tinytun-type: http\r\nx-tinytun-subdomain: %b\r\n\r\n"
@@ -41,8 +49,13 @@ class RawClient:
         assert head.startswith(b"HTTP/1.1 101 "), head
         self._conn = H2Connection(H2Configuration(client_side=False, header_encoding=None))
         self._conn.local_settings = Settings(
-            client=False, initial_values={SettingCodes.MAX_CONCURRENT_STREAMS: max_streams}
+            client=False,
+            initial_values={
+                SettingCodes.MAX_CONCURRENT_STREAMS: max_streams,
+                SettingCodes.INITIAL_WINDOW_SIZE: window,
+            },
         )
+        self._grants_window = window == 65535
         self._lock = threading.Lock()
         self._events: queue.Queue[Event] = queue.Queue()
         with self._lock:
@@ -87,6 +100,12 @@ class RawClient:
                 self._conn.end_stream(stream_id)
             self._flush()
 
+    def open_window(self, stream_id: int, count: int) -> None:
+        """Lets the server send ``count`` more bytes on a stream."""
+        with self._lock:
+            self._conn.increment_flow_control_window(count, stream_id)
+            self._flush()
+
     def reset(self, stream_id: int, code: int) -> None:
         with self._lock:
             self._conn.reset_stream(stream_id, code)
@@ -98,6 +117,13 @@ class RawClient:
             event = self._events.get(timeout=DEADLINE)
             if isinstance(event, StreamEnded | StreamReset) and event.stream_id == stream_id:
                 return
+
+    def sync(self) -> None:
+        """Returns when the server has taken everything that was sent until now."""
+        with self._lock:
+            self._conn.ping(b"so far ?")
+            self._flush()
+        self.next(PingAckReceived)
 
     def close(self) -> None:
         try:
@@ -126,9 +152,9 @@ class RawClient:
                     return
                 with self._lock:
                     for event in self._conn.receive_data(data):
-                        if isinstance(event, DataReceived) and event.flow_controlled_length:
+                        if self._grants_window and isinstance(event, DataReceived):
                             self._conn.acknowledge_received_data(
-                                event.flow_controlled_length, event.stream_id or 0
+                                event.flow_controlled_length or 0, event.stream_id or 0
                             )
                         self._events.put(event)
                     self._flush()

@@ -71,7 +71,7 @@ class Exchange:
         self.replay: bytes | None = None
         #: Whether the whole request, its body included, has been sent.
         self.request_sent = False
-        #: Whether the visitor has got any byte of an answer.
+        #: Whether the visitor has got any byte of a final answer.
         self.started = False
         self.response: http1.ResponseHead | None = None
         self.status = 0
@@ -137,6 +137,8 @@ class Exchange:
             pass
         elif self.upgraded:
             self._cut()
+        elif error.is_refusal:
+            self.fail(Failure(503, "The tunnel's client takes no more connections now.", retry_after=5))
         elif isinstance(error, StreamResetError):
             self._broken_off("The local service refused the connection or reset it.")
         else:
@@ -147,28 +149,28 @@ class Exchange:
     def _take_heads(self, view: memoryview) -> None:
         """Looks for the response's head, passing interim ones on (RFC 9110 §15.2)."""
         limits = self.visitor.answer_limits
-        held = len(self._partial)
-        head = self._partial + bytes(view[: limits.bytes + 1 - held])
-        end = http1.head_end(head, 0, held)
-        if end < 0:
-            if len(head) > limits.bytes:
-                raise http1.response_too_large(limits.bytes)
-            self._partial = head
-            self._consumed(len(view))
-            return
-        self._partial = b""
-        rest = view[end - held :]
-        response = http1.parse_response_head(
-            head[:end], self.request.method, bool(self.request.upgrade), limits
-        )
-        if response.status >= 200:
-            self._begin(response, rest, len(view) - len(rest))
-        elif response.status == 101:
-            self._switch(response, rest, len(view) - len(rest))
-        else:
-            self._pass_interim(response, len(view) - len(rest))
-            if rest:
-                self._take_heads(rest)
+        while view:
+            held = len(self._partial)
+            head = self._partial + bytes(view[: limits.bytes + 1 - held])
+            end = http1.head_end(head, 0, held)
+            if end < 0:
+                if len(head) > limits.bytes:
+                    raise http1.response_too_large(limits.bytes)
+                self._partial = head
+                self._consumed(len(view))
+                return
+            self._partial = b""
+            credit, view = end - held, view[end - held :]
+            response = http1.parse_response_head(
+                head[:end], self.request.method, bool(self.request.upgrade), limits
+            )
+            if response.status >= 200:
+                self._begin(response, view, credit)
+                return
+            if response.status == 101:
+                self._switch(response, view, credit)
+                return
+            self._pass_interim(response, credit)
 
     def _pass_interim(self, response: http1.ResponseHead, credit: int) -> None:
         self._interim += 1
@@ -177,7 +179,6 @@ class Exchange:
         if self.request.minor == 0:
             self._consumed(credit)
             return
-        self.started = True
         self.visitor.sink.write(http1.build_response_head(response, close=False, minor_visitor=1), credit)
 
     def _begin(self, response: http1.ResponseHead, rest: memoryview, credit: int) -> None:
@@ -273,7 +274,7 @@ class Exchange:
     @property
     def _untouched(self) -> bool:
         """Whether nothing of an answer has come yet, so that another try is possible."""
-        return not self.started and not self._partial and self._body is None
+        return not self.started and not self._interim and not self._partial and self._body is None
 
     def fail(self, failure: Failure) -> None:
         """Answers for the service, if no answer has begun; otherwise cuts the visitor off."""
