@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Mapping
 from types import FrameType
@@ -97,10 +96,6 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
                 break
         log.info("stopped%s", "" if drain.ready() and drain.value else ": some exchanges were cut off")
 
-    def init_signals(self) -> None:
-        super().init_signals()
-        signal.siginterrupt(signal.SIGTERM, True)  # so that a sleeping loop sees it at once
-
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """TERM: drain."""
         self.alive = False
@@ -110,7 +105,3 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         """QUIT and INT: leave without waiting for anybody."""
         self._hurried = True
         self.handle_exit(sig, frame)
-
-    def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        """Connections are served by `Serving`, which accepts them itself."""
-        raise NotImplementedError
