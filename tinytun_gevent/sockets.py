@@ -8,6 +8,7 @@ the ordinary blocking calls. :func:`end_of` is the only place that decides.
 from __future__ import annotations
 
 import errno
+import os
 import socket as native
 import struct
 import sys
@@ -31,6 +32,9 @@ NOTSENT_LOWAT: Final = 128 * 1024
 """Bytes that the kernel queues unsent, so that a small answer is not behind megabytes."""
 
 Buffer = bytes | bytearray | memoryview
+
+_TCP_CLOSE: Final = 7
+"""Linux's state of a connection that is over in both directions."""
 
 _GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ESHUTDOWN)
 
@@ -118,6 +122,11 @@ class PlainEnd:
         if self._reader is not None:
             self._hub.cancel_wait(self._reader, Interrupted())
 
+    def check(self) -> None:
+        """Raises ``OSError`` if the connection was reset, which otherwise only reading would tell."""
+        if error := self.sock.getsockopt(native.SOL_SOCKET, native.SO_ERROR):
+            raise OSError(error, os.strerror(error))
+
     def recv_now(self, view: memoryview) -> int:
         """Reads what there is: its length, 0 at the end of the input, -1 if nothing came yet."""
         try:
@@ -203,12 +212,28 @@ class TlsEnd:
     def interrupt(self) -> None:
         """Does nothing: only visitors are interrupted, and they come over plain sockets."""
 
+    def check(self) -> None:
+        """Raises ``OSError`` if the connection was reset: OpenSSL calls that an end of the input.
+
+        A side that has not sent its FIN cannot have got into this state by the other's.
+        """
+        if sys.platform.startswith("linux"):
+            state = self.sock.getsockopt(native.IPPROTO_TCP, native.TCP_INFO, 1)[0]
+            if state == _TCP_CLOSE:
+                raise OSError(errno.ECONNRESET, "reset by the other side")
+
     def recv_now(self, view: memoryview) -> int:
         """Blocks until there are bytes: their length, or 0 at the end of the input."""
-        return int(self.sock.recv_into(view, len(view)))
+        count = int(self.sock.recv_into(view, len(view)))
+        if not count:
+            self.check()
+        return count
 
     def recv(self, size: int) -> bytes:
-        return bytes(self.sock.recv(size))
+        data = bytes(self.sock.recv(size))
+        if not data:
+            self.check()
+        return data
 
     def send_now(self, data: Buffer) -> int:
         return 0

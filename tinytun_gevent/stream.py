@@ -24,6 +24,9 @@ CANCEL: Final = 8
 COPY_SIZE: Final = 64 * 1024
 """Bytes read at once from a TLS source, which has no direct path."""
 
+LOOK: Final = 1.0
+"""Seconds between two looks at a source whose bytes wait for a window."""
+
 Gate = Callable[[memoryview], int]
 
 
@@ -146,7 +149,7 @@ class Stream:
             if self._error is not None:
                 raise self._error
             source.wait_readable()
-            self.wait_window()
+            self.wait_window(source)
             moved = self.session.send_data_from(self, source, limit, gate)
             if moved >= 0:
                 return moved
@@ -182,8 +185,12 @@ class Stream:
         """Says that the stream goes idle between uses, so that it keeps no grown window."""
         self.receive_window.shrink(time.monotonic())
 
-    def wait_window(self) -> int:
-        """Blocks until at least one byte may be sent; returns how many."""
+    def wait_window(self, source: End | None = None) -> int:
+        """Blocks until at least one byte may be sent; returns how many.
+
+        Nobody reads ``source`` meanwhile, so this looks now and then whether it was reset, and
+        raises its ``OSError``: a service that reads no more must not keep visitors that left.
+        """
         while True:
             if self._error is not None:
                 raise self._error
@@ -195,7 +202,8 @@ class Stream:
             self._window_open = Event()
             self.session.block(self)
             try:
-                self._window_open.wait()
+                if not self._window_open.wait(None if source is None else LOOK) and source is not None:
+                    source.check()
             finally:
                 self._window_open = None
                 self.session.unblock(self)
