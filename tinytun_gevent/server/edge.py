@@ -217,7 +217,6 @@ class Visitor:
             elif isinstance(route, Peer):
                 self._send_to_peer(exchange, route)
             else:
-                exchange.request_sent = not request.length
                 exchange.fail(route)
         except MessageError as error:
             exchange.fail(Failure(error.status, f"Your request's body was not understood: {error}."))

@@ -69,8 +69,8 @@ class Exchange:
         self.pooled = False
         #: The whole request, while it is short enough to be at hand, for another try.
         self.replay: bytes | None = None
-        #: Whether the whole request, its body included, has been sent.
-        self.request_sent = False
+        #: Whether the whole request has been sent, so far as there is a body to wait for.
+        self.request_sent = not request.length
         #: Whether the visitor has got any byte of a final answer.
         self.started = False
         self.response: http1.ResponseHead | None = None

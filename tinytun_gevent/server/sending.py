@@ -21,7 +21,6 @@ def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End,
     """
     length = exchange.request.length
     if not length:
-        exchange.request_sent = True
         exchange.replay = head
         send_whole(stream, head)
         return

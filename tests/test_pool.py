@@ -1,0 +1,552 @@
+"""The streams of a tunnel: reuse, age, the queue at the concurrency limit; by hand and end to end."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import gevent
+import pytest
+from conftest import OpenTunnel, StartServer, StartService
+from h2.events import RequestReceived
+from raw_client import RawClient
+from support import (
+    DEADLINE,
+    Peer,
+    Request,
+    answering,
+    connect,
+    eventually,
+    get,
+    read_response,
+    request,
+    respond,
+)
+
+from tinytun_gevent import TunnelServer
+from tinytun_gevent.errors import SessionClosedError, StreamLimitError
+from tinytun_gevent.server import pool as pool_module
+from tinytun_gevent.server.pool import StreamPool
+
+
+class FakeStream:
+    """A stream whose other end is the test."""
+
+    def __init__(self, session: FakeSession) -> None:
+        self.session = session
+        self.receiver: Any = None
+        self.local_ended = self.remote_ended = self.was_reset = False
+        self.rests = 0
+        self.credited = 0
+
+    @property
+    def closed(self) -> bool:
+        return self.was_reset or (self.local_ended and self.remote_ended)
+
+    def rest(self) -> None:
+        self.rests += 1
+
+    def consumed(self, count: int) -> None:
+        self.credited += count
+
+    def shutdown(self) -> None:
+        self.local_ended = True
+        self._over()
+
+    def reset(self, code: int = 8) -> None:
+        self.was_reset = True
+        if self.receiver is not None:
+            self.receiver.aborted(SessionClosedError("reset"))
+        self._over()
+
+    def end(self) -> None:
+        """The service half-closes."""
+        self.remote_ended = True
+        if self.receiver is not None:
+            self.receiver.eof()
+        self._over()
+
+    def _over(self) -> None:
+        if self.closed and self in self.session.streams:
+            self.session.streams.remove(self)
+            if self.session.on_room is not None:
+                self.session.on_room(self.session)
+
+
+class FakeSession:
+    """A session with room for ``limit`` streams."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.streams: list[FakeStream] = []
+        self.goaway_received = False
+        self.on_room: Callable[[FakeSession], None] | None = None
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.streams) < self.limit
+
+    @property
+    def stream_count(self) -> int:
+        return len(self.streams)
+
+    def open(self, visitor: str | None = None) -> FakeStream:
+        assert self.has_room
+        self.streams.append(FakeStream(self))
+        return self.streams[-1]
+
+
+def make_pool(*limits: int, wait: float = DEADLINE) -> tuple[Any, list[FakeSession]]:
+    """A pool, typed loosely because its streams are fakes, over sessions with these limits."""
+    pool = StreamPool(wait)
+    sessions = [FakeSession(limit) for limit in limits]
+    for session in sessions:
+        pool.add(cast(Any, session))
+    return pool, sessions
+
+
+class Queue:
+    """Greenlets that ask a pool for streams; ``got`` says who got one, in order."""
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+        self.got: list[tuple[object, Any]] = []
+
+    def ask(self, who: object, **options: Any) -> None:
+        """Asks in a greenlet of its own, which is in the queue when this returns."""
+        before = self.pool.waiting_count
+        gevent.spawn(self._ask, who, options)
+        gevent.idle()
+        assert self.pool.waiting_count == before + 1 or self.got
+
+    def _ask(self, who: object, options: dict[str, Any]) -> None:
+        try:
+            self.got.append((who, self.pool.acquire(**options)))
+        except Exception as error:
+            self.got.append((who, error))
+
+    @property
+    def served(self) -> list[object]:
+        return [who for who, _ in self.got]
+
+    def wait(self, count: int) -> None:
+        with gevent.Timeout(DEADLINE):
+            while len(self.got) < count:
+                gevent.sleep(0.001)
+
+
+# -- by hand: reuse --------------------------------------------------------------------------------
+
+
+def test_the_stream_used_last_is_used_first() -> None:
+    pool, _ = make_pool(10)
+    streams = [pool.acquire() for _ in range(3)]
+    for stream in streams:
+        pool.release(stream)
+    assert pool.idle_count == 3
+    assert [pool.acquire(reuse=True) for _ in range(3)] == streams[::-1]
+
+
+def test_a_new_stream_is_opened_where_none_may_be_reused() -> None:
+    pool, [session] = make_pool(10)
+    stream = pool.acquire()
+    pool.release(stream)
+    assert pool.acquire(reuse=False) is not stream
+    assert pool.acquire(reuse=True) is stream
+    assert session.stream_count == 2
+
+
+def test_a_resting_stream_gives_its_window_back() -> None:
+    pool, _ = make_pool(10)
+    stream = pool.acquire()
+    pool.release(stream)
+    assert stream.rests == 1
+
+
+@pytest.mark.parametrize("how", ["ended", "reset", "goaway"])
+def test_a_stream_that_is_over_is_not_kept(how: str) -> None:
+    pool, [session] = make_pool(10)
+    stream = pool.acquire()
+    if how == "ended":
+        stream.end()
+    elif how == "reset":
+        stream.reset()
+    else:
+        session.goaway_received = True
+    pool.release(stream)
+    assert pool.idle_count == 0
+    assert stream.local_ended or stream.was_reset
+
+
+@pytest.mark.parametrize("how", ["end", "reset", "data"])
+def test_an_idle_stream_on_which_something_happens_is_dropped(how: str) -> None:
+    pool, [session] = make_pool(10)
+    stream = pool.acquire()
+    pool.release(stream)
+    if how == "data":
+        stream.receiver.data(memoryview(b"unasked"))
+    else:
+        getattr(stream, how)()
+    assert pool.idle_count == 0
+    assert session.streams == []
+    assert pool.acquire(reuse=True) is not stream
+
+
+def test_what_must_not_be_repeated_gets_a_stream_used_within_the_last_second() -> None:
+    pool, _ = make_pool(10)
+    old, young = pool.acquire(), pool.acquire()
+    pool.release(old)
+    pool.release(young)
+    old.receiver.since -= 2 * pool_module.FRESH_LIFE
+    assert pool.acquire(reuse=True, retriable=False) is young
+    assert pool.acquire(reuse=True, retriable=False) is not old
+    assert pool.acquire(reuse=True, retriable=True) is old
+
+
+def test_idle_streams_are_ended_by_age_and_then_reset() -> None:
+    pool, [session] = make_pool(10)
+    old, young = pool.acquire(), pool.acquire()
+    pool.release(old)
+    pool.release(young)
+    now = time.monotonic()
+    old.receiver.since = now - pool_module.IDLE_LIFE - 0.1
+    pool.tick(now)
+    assert old.local_ended
+    assert not old.was_reset, "the service gets a clean end"
+    assert not young.local_ended
+    assert pool.idle_count == 1
+    old.receiver.data(memoryview(b"late"))
+    assert old.credited == 4
+    pool.tick(now + pool_module.LAST_GOODBYE + 1)
+    assert old.was_reset, "a service that does not close must not hold the place"
+    assert old not in session.streams
+
+
+def test_draining_ends_idle_streams_at_once() -> None:
+    pool, [session] = make_pool(10)
+    streams = [pool.acquire() for _ in range(3)]
+    for stream in streams:
+        pool.release(stream)
+    pool.end_idle()
+    assert pool.idle_count == 0
+    assert all(stream.local_ended for stream in streams)
+    for stream in streams:
+        stream.end()
+    assert session.streams == []
+
+
+def test_a_new_stream_goes_to_the_least_loaded_session() -> None:
+    pool, [one, two] = make_pool(2, 10)
+    for _ in range(6):
+        pool.acquire()
+    assert (one.stream_count, two.stream_count) == (2, 4)
+
+
+# -- by hand: the queue ----------------------------------------------------------------------------
+
+
+def test_first_come_first_served() -> None:
+    pool, _ = make_pool(2)
+    held = [pool.acquire(), pool.acquire()]
+    queue = Queue(pool)
+    for who in range(5):
+        queue.ask(who, reuse=True)
+    assert pool.waiting_count == 5
+    pool.release(held.pop())
+    queue.wait(1)
+    pool.release(held.pop())
+    queue.wait(2)
+    queue.got[0][1].reset()
+    queue.wait(3)
+    assert queue.served == [0, 1, 2]
+    assert pool.waiting_count == 2
+
+
+def test_nobody_overtakes_those_who_wait() -> None:
+    """A stream that is idle for a moment belongs to who waits, not to who comes by."""
+    pool, _ = make_pool(1)
+    held = pool.acquire()
+    queue = Queue(pool)
+    queue.ask("waiting", reuse=True)
+    pool.release(held)  # wakes it, but it has not run yet
+    gevent.spawn(queue._ask, "passing", {"reuse": True})
+    queue.wait(1)
+    assert queue.served == ["waiting"]
+    pool.release(queue.got[0][1])
+    queue.wait(2)
+
+
+def test_a_refused_visitor_is_the_next_one() -> None:
+    pool, _ = make_pool(1)
+    held = pool.acquire()
+    queue = Queue(pool)
+    queue.ask("second")
+    queue.ask("refused", first=True)
+    for count in (1, 2):
+        held.reset()
+        queue.wait(count)
+        held = queue.got[-1][1]
+    assert queue.served == ["refused", "second"]
+
+
+def test_waiting_has_an_end() -> None:
+    pool, _ = make_pool(1, wait=0.05)
+    held = pool.acquire()
+    with pytest.raises(StreamLimitError):
+        pool.acquire(reuse=True)
+    assert pool.waiting_count == 0
+    pool.release(held)
+    assert pool.acquire(reuse=True) is held
+
+
+def test_who_waits_is_told_when_the_client_leaves() -> None:
+    pool, [session] = make_pool(1)
+    pool.acquire()
+    queue = Queue(pool)
+    queue.ask(1)
+    queue.ask(2)
+    pool.remove(session)
+    queue.wait(2)
+    assert all(isinstance(result, SessionClosedError) for _, result in queue.got)
+    with pytest.raises(SessionClosedError):
+        pool.acquire()
+
+
+def test_another_session_serves_those_who_wait() -> None:
+    pool, _ = make_pool(1)
+    pool.acquire()
+    queue = Queue(pool)
+    queue.ask(1)
+    pool.add(FakeSession(1))
+    queue.wait(1)
+    assert queue.served == [1]
+
+
+def test_an_idle_stream_makes_room_for_one_that_must_be_new() -> None:
+    pool, [session] = make_pool(2)
+    old, young = pool.acquire(), pool.acquire()
+    pool.release(old)
+    pool.release(young)
+    fresh = pool.acquire(reuse=False)
+    assert fresh not in (old, young)
+    assert old.was_reset
+    assert not young.was_reset
+    assert session.stream_count == 2
+
+
+def test_streams_that_have_left_already_do_not_hide_one_that_can_make_room() -> None:
+    pool, _ = make_pool(2, wait=0.05)
+    gone, idle = pool.acquire(), pool.acquire()
+    pool.release(gone)
+    gone.receiver.since -= 2 * pool_module.IDLE_LIFE
+    pool.tick(time.monotonic())  # ended for age …
+    gone.end()  # … and the service has closed too
+    pool.acquire()
+    pool.release(idle)
+    assert pool.acquire(reuse=False) is not idle
+    assert idle.was_reset
+
+
+# -- end to end ------------------------------------------------------------------------------------
+
+
+def test_visitors_share_the_service_s_connections(
+    server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    service = start_service()
+    open_tunnel(service)
+    for _ in range(20):
+        assert get(server.proxy_port).body == b"ok"
+    assert len(service.peers) == 1
+
+
+def test_an_http_1_0_visitor_gets_a_connection_of_his_own(
+    server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    service = start_service()
+    open_tunnel(service)
+    assert get(server.proxy_port).status == 200
+    with connect(server.proxy_port) as sock:
+        sock.sendall(request("demo", minor=0))
+        assert read_response(sock).status == 200
+    assert get(server.proxy_port).status == 200
+    assert len(service.peers) == 2
+    own = service.peers[1].requests
+    assert [got.start for got in own] == [b"GET / HTTP/1.0"]
+    assert own[0].get(b"connection") == b"close"
+
+
+def test_a_connection_that_rests_too_long_is_ended_cleanly(
+    start_server: StartServer,
+    start_service: StartService,
+    open_tunnel: OpenTunnel,
+    fast_clock: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool_module, "IDLE_LIFE", 0.3)
+    clean: list[bool] = []
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.sendall(respond())
+        clean.append(peer.wait_end())
+
+    server = start_server()
+    service = start_service(script)
+    open_tunnel(service, server=server)
+    assert get(server.proxy_port).status == 200
+    assert service.peers[0].ended.wait(DEADLINE)
+    assert clean == [True]
+    eventually(lambda: server.registry.tunnels["demo"].sessions[0].stream_count == 0)
+
+
+def test_a_connection_that_the_service_closes_while_it_rests_is_not_used_again(
+    server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.sendall(respond(b"%d" % peer.number))
+
+    service = start_service(script)
+    open_tunnel(service)
+    for number in range(5):
+        assert get(server.proxy_port, method=b"POST", body=b"x").body == b"%d" % number
+        eventually(lambda: server.registry.tunnels["demo"].sessions[0].stream_count == 0)
+
+
+class Gate:
+    """A service that answers each request when the test says so."""
+
+    def __init__(self) -> None:
+        self.arrived: list[bytes] = []
+        self.most = 0
+        self._now = 0
+        self._go = threading.Semaphore(0)
+        self._lock = threading.Lock()
+
+    def __call__(self, got: Request) -> bytes:
+        with self._lock:
+            self.arrived.append(got.target)
+            self._now += 1
+            self.most = max(self.most, self._now)
+        assert self._go.acquire(timeout=2 * DEADLINE)
+        with self._lock:
+            self._now -= 1
+        return respond(got.target)
+
+    def open(self, count: int = 1) -> None:
+        self._go.release(count)
+
+
+def ask_all(server: TunnelServer, gate: Gate, count: int) -> list[socket.socket]:
+    """That many visitors ask one after the other, each arrived (or queued) before the next."""
+    pool = server.registry.tunnels["demo"].pool
+    before = len(gate.arrived)
+    socks = []
+    for number in range(count):
+        sock = connect(server.proxy_port)
+        sock.sendall(request("demo", f"/{number}"))
+        socks.append(sock)
+        eventually(lambda: len(gate.arrived) - before + pool.waiting_count == len(socks))
+    return socks
+
+
+def test_the_limit_is_kept_and_visitors_are_served_in_order(
+    server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    gate = Gate()
+    open_tunnel(start_service(answering(gate)), concurrency=3)
+    socks = ask_all(server, gate, 10)
+    for number in range(3, 10):  # whoever of the three is answered, the next in line comes in
+        gate.open()
+        eventually(lambda number=number: len(gate.arrived) == number + 1)
+    gate.open(3)
+    for number, sock in enumerate(socks):
+        assert read_response(sock).body == b"/%d" % number
+        sock.close()
+    assert gate.arrived[3:] == [b"/%d" % number for number in range(3, 10)]
+    assert gate.most == 3
+
+
+def test_who_waits_too_long_gets_503_with_retry_after(
+    start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    gate = Gate()
+    server = start_server(queue_timeout=0.4)
+    open_tunnel(start_service(answering(gate)), server=server, concurrency=1)
+    with connect(server.proxy_port) as first, connect(server.proxy_port) as second:
+        first.sendall(request("demo", "/first"))
+        eventually(lambda: gate.arrived)
+        begun = time.monotonic()
+        second.sendall(request("demo", "/second"))
+        response = read_response(second)
+        took = time.monotonic() - begun
+        assert response.status == 503
+        assert int(response.get(b"retry-after") or b"") > 0
+        assert 0.39 < took < 3
+        assert response.get(b"connection") is None, "he may try again on the same connection"
+        gate.open(2)
+        assert read_response(first).body == b"/first"
+        second.sendall(request("demo", "/again"))
+        assert read_response(second).body == b"/again"
+    assert gate.arrived == [b"/first", b"/again"]
+
+
+def test_an_idle_connection_s_place_is_given_away_at_the_limit(
+    server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    """An HTTP/1.0 visitor needs a new one, and all places are taken by pooled ones."""
+    service = start_service()
+    open_tunnel(service, concurrency=1)
+    for minor in (1, 0, 1, 0):
+        with connect(server.proxy_port) as sock:
+            sock.sendall(request("demo", minor=minor))
+            assert read_response(sock).body == b"ok"
+    assert len(service.peers) == 4
+
+
+def test_a_limit_of_one_serves_many_visitors(
+    server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    gate = Gate()
+    gate.open(200)
+    open_tunnel(start_service(answering(gate)), concurrency=1)
+    failed: list[object] = []
+
+    def visit(visitor: int) -> None:
+        with connect(server.proxy_port) as sock:
+            for number in range(20):
+                sock.sendall(request("demo", f"/{visitor}/{number}"))
+                response = read_response(sock)
+                if response.body != f"/{visitor}/{number}".encode():
+                    failed.append(response)
+
+    threads = [threading.Thread(target=visit, args=(visitor,)) for visitor in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert failed == []
+    assert gate.most == 1
+
+
+def test_a_refused_stream_goes_before_those_who_wait(server: TunnelServer) -> None:
+    with RawClient(server, max_streams=1) as client:
+        first, second = connect(server.proxy_port), connect(server.proxy_port)
+        with first, second:
+            first.sendall(request("demo", "/first"))
+            refused = client.next(RequestReceived).stream_id or 0
+            assert b"/first" in client.next_head()
+            second.sendall(request("demo", "/second"))
+            pool = server.registry.tunnels["demo"].pool
+            eventually(lambda: pool.waiting_count == 1)
+            client.reset(refused, 7)
+            for sock, target in ((first, b"/first"), (second, b"/second")):
+                stream_id, head = client.next_request()
+                assert head.startswith(b"GET %b HTTP/1.1" % target)
+                client.send(stream_id, respond(target, b"Connection: close"), end=True)
+                assert read_response(sock).body == target
