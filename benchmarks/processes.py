@@ -6,6 +6,7 @@ descendants together (a server with a worker, an sshd with its children). Linux 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 TICKS = os.sysconf("SC_CLK_TCK")
+_LIBC = ctypes.CDLL(None)
 POLL = 0.02  # seconds between two looks at something that has no event to wait on
 
 
@@ -112,6 +114,11 @@ def find(program: str) -> str | None:
     return shutil.which(program, path=clean_environment()["PATH"])
 
 
+def _end_with_parent() -> None:
+    """In a child: SIGTERM when the benchmark is gone without having ended it (prctl(2), PR_SET_PDEATHSIG)."""
+    _LIBC.prctl(1, signal.SIGTERM)
+
+
 class Process:
     """A program that runs beside us; standard output and error go to one file.
 
@@ -129,6 +136,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env=clean_environment(),
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         self.pid = self._child.pid
 
