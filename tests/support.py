@@ -135,21 +135,21 @@ class Source:
 
     def chunks(self, message: Message) -> None:
         """Reads a chunked body with its trailers into ``message``."""
-        raw, body = b"", b""
+        raw: list[bytes] = []
+        body: list[bytes] = []
         while True:
-            line = self.until(b"\r\n")
-            raw += line
-            size = int(line.split(b";")[0], 16)
+            raw.append(self.until(b"\r\n"))
+            size = int(raw[-1].split(b";")[0], 16)
             if not size:
                 break
-            piece = self.exactly(size + 2)
-            raw, body = raw + piece, body + piece[:-2]
+            raw.append(self.exactly(size + 2))
+            body.append(raw[-1][:-2])
         lines = []
         while (line := self.until(b"\r\n")) != b"\r\n":
             assert line, "the connection ended in the trailers"
-            raw += line
-            lines.append(line[:-2])
-        message.raw_body, message.body, message.trailers = raw + line, body, parse_fields(lines)
+            lines.append(line)
+        message.raw_body, message.body = b"".join([*raw, *lines, line]), b"".join(body)
+        message.trailers = parse_fields(line[:-2] for line in lines)
 
     def body_of(self, message: Message) -> bool:
         """Reads the body that a head declares; False if it declares none."""
