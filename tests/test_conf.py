@@ -101,7 +101,7 @@ def test_the_plain_gunicorn_command_runs_the_server() -> None:
         with Tunnel(service.port, server=server.url, subdomain="app"):
             assert [tunnel["name"] for tunnel in server.tunnels()] == [{"Subdomain": "app"}]
             server.process.send_signal(signal.SIGHUP)
-            server.wait_serving(2)
+            server.wait_line("stopped")  # the old worker
             wait_for(lambda: len(server.tunnels()) == 1, "tunnel after the reload")
         server.process.terminate()
         assert server.wait() == 0

@@ -196,6 +196,21 @@ def test_peers_are_names_or_addresses_with_ports_of_their_own() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("peers", "bind", "deaf"),
+    [
+        ("nodes.internal", "127.0.0.1", True),
+        ("127.0.0.1:1,10.0.0.1", "[::1]", True),
+        ("nodes.internal", "10.0.0.1", False),
+        ("127.0.0.1:1,localhost:2", "127.0.0.1", False),
+        ("", "127.0.0.1", False),
+    ],
+)
+def test_peers_elsewhere_cannot_ask_on_loopback(peers: str, bind: str, deaf: bool) -> None:
+    config = ServerConfig.from_environ({"PEERS": peers, "METADATA_BIND": bind})
+    assert config.deaf_to_peers is deaf
+
+
 def test_trusted_proxies_are_addresses_and_networks() -> None:
     config = ServerConfig(trusted_proxies="10.1.2.3/8, 192.0.2.7,2001:db8::/32,::ffff:198.51.100.0/120")  # type: ignore[arg-type]
     trusted = config.trusted()

@@ -382,7 +382,10 @@ def test_a_forwarded_request_is_not_forwarded_again(cluster: list[TunnelServer],
         connection.close()
 
 
-def test_a_tunnel_that_has_moved_is_found_at_its_new_place(cluster: list[TunnelServer], page: int) -> None:
+def test_a_tunnel_that_has_moved_is_found_at_its_new_place(
+    cluster: list[TunnelServer], page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers_module, "KEEP_FOUND", 0.5)
     first, second, third = cluster
     connection = http.client.HTTPConnection("127.0.0.1", first.proxy_port, timeout=DEADLINE)
     for place in (second, third):

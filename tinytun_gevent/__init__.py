@@ -19,8 +19,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from .client.tunnel import Tunnel
     from .client.config import ClientConfig
+    from .client.tunnel import Tunnel
     from .errors import TunnelError
     from .server.app import TunnelServer
     from .server.config import ServerConfig

@@ -55,6 +55,11 @@ def is_ip(text: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is an address, or the name, that means this machine only."""
+    return ip_address(host).is_loopback if is_ip(host) else host == "localhost"
+
+
 def bracketed(host: str) -> str:
     """``host`` as it stands in a URL or Host field: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ..errors import UsageError
 from . import settings
-from .addresses import Network, Networks, bracketed
+from .addresses import Network, Networks, bracketed, is_loopback
 from .settings import Form, PeerAddress, fill_url
 
 HIGHEST_COUNT: Final = 1_000_000
@@ -209,6 +209,12 @@ class ServerConfig:
             ("PROXY_PORT", self.bind, self.proxy_port),
             ("TCP_PROXY_PORT", self.bind, self.tcp_proxy_port),
         )
+
+    @property
+    def deaf_to_peers(self) -> bool:
+        """Whether there are peers elsewhere that cannot ask us: the metadata port is on loopback only."""
+        here = [is_loopback(entry.host) for entry in self.peers]
+        return bool(here) and not all(here) and is_loopback(self.metadata_bind)
 
     def trusted(self) -> Networks:
         """Whose forwarding fields and PROXY headers are believed, to be asked with ``in``."""

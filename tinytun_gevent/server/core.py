@@ -83,6 +83,10 @@ class ServerCore:
     def start(self) -> None:
         """Begins to resolve the peers' names; does not block."""
         self.peers.start()
+        if self.config.deaf_to_peers:
+            log.warning(
+                "PEERS is set, but METADATA_BIND is a loopback address: no other node can ask this one"
+            )
 
     def authorize(self, request: OpenRequest, address: tuple[str, int]) -> None:
         """The one place that decides whether ``request`` from ``address`` may open a tunnel.
@@ -146,6 +150,7 @@ class ServerCore:
             except Exception:
                 log.exception("%s could not be drained", type(front).__name__)
         for tunnel in list(self.registry.tunnels.values()):
+            self.pool_of(tunnel).end_idle()
             for session in list(tunnel.sessions):
                 session.goaway()
 
