@@ -86,8 +86,12 @@ class FakeSession:
         self.on_room: Callable[[FakeSession], None] | None = None
 
     @property
+    def takes_visitors(self) -> bool:
+        return not self.goaway_received
+
+    @property
     def has_room(self) -> bool:
-        return len(self.streams) < self.limit
+        return self.takes_visitors and len(self.streams) < self.limit
 
     @property
     def stream_count(self) -> int:

@@ -186,11 +186,15 @@ class Session:
         return len(self.streams) < self.max_streams and not self.goaway_sent and not self.closing
 
     @property
+    def takes_visitors(self) -> bool:
+        """Whether :meth:`open` may succeed again, now or when another stream has ended."""
+        return not self.closing and not self.goaway_received
+
+    @property
     def has_room(self) -> bool:
         """Whether :meth:`open` would succeed now."""
         return (
-            not self.closing
-            and not self.goaway_received
+            self.takes_visitors
             and self.settled.is_set()
             and len(self.streams) < self.peer_max_streams
             and (not self._refused_until or time.monotonic() >= self._refused_until)

@@ -155,13 +155,13 @@ class Listener:
     def _close(self, tunnel: Tunnel, session: Session | None) -> None:
         self._core.registry.release(tunnel)
         self.ports.close(tunnel)
+        pool = self._core.pool_of(tunnel)
         if session is not None:
             session.close()
-            pool = self._core.pool_of(tunnel)
             pool.remove(session)
             tunnel.part(session)
-            if not pool.sessions:
-                self._core.clock.forget(pool)
+        pool.close()
+        self._core.clock.forget(pool)
 
 
 def _reply(tunnel: Tunnel, request: OpenRequest) -> OpenReply:

@@ -102,8 +102,7 @@ class StreamPool:
     def close(self) -> None:
         """Says that no session will come (any more): whoever waits gives up."""
         self.opening = False
-        for turn in list(self._waiting):
-            turn.set()
+        self._wake_all()
 
     def acquire(
         self, *, reuse: bool = False, retriable: bool = True, first: bool = False, visitor: str | None = None
@@ -126,7 +125,7 @@ class StreamPool:
     def release(self, stream: Stream) -> None:
         """Takes back a stream whose exchange ended cleanly, for the next one."""
         if stream.closed or stream.remote_ended or stream.session.goaway_received:
-            stream.shutdown()
+            self._end(stream)
             return
         stream.rest()
         stream.receiver = _Resting(self, stream)
@@ -146,12 +145,14 @@ class StreamPool:
             self._leaving.pop(0).reset(CANCEL)
 
     def end_idle(self) -> None:
-        """Ends every idle stream: the server drains."""
+        """Ends every idle stream: the client leaves, or the server drains. Whoever waits looks again."""
         while self._idle:
             self._end(self._idle.pop())
+        self._wake_all()
 
     def _end(self, stream: Stream) -> None:
         stream.receiver = _Leaving(self, stream)
+        stream.rest()
         stream.shutdown()
         if not stream.closed:
             self._leaving.append(stream)
@@ -171,8 +172,6 @@ class StreamPool:
                     stream = self._take(reuse, retriable, visitor)
                     if stream is not None:
                         return stream
-                if not self.sessions and not self.opening:
-                    raise SessionClosedError("the tunnel's client has left")
                 if time.monotonic() >= deadline:
                     raise StreamLimitError(f"all connections stayed in use for {self._wait:g} s")
         finally:
@@ -181,7 +180,10 @@ class StreamPool:
 
     def _take(self, reuse: bool, retriable: bool, visitor: str | None) -> Stream | None:
         """A stream without waiting, or None."""
-        if not self.sessions:
+        for session in self.sessions:
+            if session.takes_visitors:
+                break
+        else:
             if self.opening:
                 return None
             raise SessionClosedError("the tunnel's client is away")
@@ -189,10 +191,10 @@ class StreamPool:
             youngest = self._idle[-1]
             if retriable or self._resting_since(youngest) >= time.monotonic() - FRESH_LIFE:
                 return self._idle.pop()
-        session = self._roomiest()
-        if session is None and self._make_room():
-            session = self._roomiest()
-        return None if session is None else session.open(visitor)
+        roomiest = self._roomiest()
+        if roomiest is None and self._make_room():
+            roomiest = self._roomiest()
+        return None if roomiest is None else roomiest.open(visitor)
 
     def _roomiest(self) -> Session | None:
         """The least loaded session that takes another stream."""
@@ -215,6 +217,10 @@ class StreamPool:
 
     def _room(self, session: Session) -> None:
         self._wake_first()
+
+    def _wake_all(self) -> None:
+        for turn in self._waiting:
+            turn.set()
 
     def _wake_first(self) -> None:
         if self._waiting:
