@@ -57,7 +57,8 @@ class RawClient:
         )
         self._grants_window = window == 65535
         self._lock = threading.Lock()
-        self._events: queue.Queue[Event] = queue.Queue()
+        #: What came; None is the end of the connection.
+        self._events: queue.Queue[Event | None] = queue.Queue()
         with self._lock:
             self._conn.initiate_connection()
             self._flush()
@@ -67,11 +68,14 @@ class RawClient:
         eventually(lambda: getattr(server.registry.find_host(f"{subdomain}.localhost"), "ready", False))
 
     def next(self, kind: type[E]) -> E:
-        """The next event of that kind; earlier ones of other kinds are dropped."""
-        while True:
-            event = self._events.get(timeout=DEADLINE)
+        """The next event of that kind; earlier ones of other kinds are dropped.
+
+        Raises EOFError at the end of the connection.
+        """
+        while (event := self._events.get(timeout=DEADLINE)) is not None:
             if isinstance(event, kind):
                 return event
+        raise EOFError
 
     def next_request(self) -> tuple[int, bytes]:
         """The next stream, accepted, and the request head that came on it."""
@@ -149,6 +153,7 @@ class RawClient:
             try:
                 data = self.sock.recv(65536)
                 if not data:
+                    self._events.put(None)
                     return
                 with self._lock:
                     for event in self._conn.receive_data(data):
@@ -159,4 +164,5 @@ class RawClient:
                         self._events.put(event)
                     self._flush()
             except OSError:
+                self._events.put(None)
                 return

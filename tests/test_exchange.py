@@ -10,6 +10,7 @@ from conftest import OpenTunnel, StartServer, StartService
 from h2.events import RequestReceived
 from raw_client import RawClient
 from support import (
+    DEADLINE,
     Peer,
     Request,
     answering,
@@ -177,24 +178,27 @@ def test_a_refused_stream_is_tried_again_whatever_the_method(server: TunnelServe
 
 def test_a_client_that_refuses_everything_is_not_asked_for_ever(start_server: StartServer) -> None:
     server = start_server(queue_timeout=0.5)
+    client = RawClient(server)
     refused = 0
-    with RawClient(server) as client, connect(server.proxy_port) as sock:
-        done = threading.Event()
 
-        def refuse() -> None:
-            nonlocal refused
-            while not done.is_set():
+    def refuse() -> None:
+        nonlocal refused
+        try:
+            while True:
                 client.reset(client.next(RequestReceived).stream_id or 0, REFUSED_STREAM)
                 refused += 1
+        except EOFError:
+            pass
 
-        refuser = threading.Thread(target=refuse, daemon=True)
-        refuser.start()
+    refuser = threading.Thread(target=refuse, daemon=True)
+    refuser.start()
+    with client, connect(server.proxy_port) as sock:
         sock.sendall(request())
         response = read_response(sock)
-        assert response.status == 503
-        assert response.get(b"retry-after") is not None
-        done.set()
-        assert 1 < refused < 100, "the client was asked again without a pause"
+    refuser.join(DEADLINE)
+    assert response.status == 503
+    assert response.get(b"retry-after") is not None
+    assert 1 < refused < 100, "the client was asked again without a pause"
 
 
 def test_a_stream_refused_while_its_request_waits_for_a_window(server: TunnelServer) -> None:
