@@ -38,8 +38,8 @@ MAX_FRAME: Final = 256 * 1024
 CONNECTION_CREDIT: Final = 64 * 1024 * 1024
 """Bytes of DATA after which the connection's window, kept at its maximum, is refilled."""
 
-UNKNOWN_RTT: Final = 0.05
-"""Round trip assumed before the first one is measured, in seconds."""
+UNKNOWN_RTT: Final = 0.0
+"""Round trip assumed before the first one is measured, in seconds: no window grows by a guess."""
 
 INTERNAL_ERROR: Final = 2
 FLOW_CONTROL_ERROR: Final = 3

@@ -16,7 +16,7 @@ from gevent.event import Event
 
 from tinytun_gevent.errors import SessionError
 from tinytun_gevent.sockets import End, Interrupted
-from tinytun_gevent.stream import CANCEL, Upstream
+from tinytun_gevent.stream import CANCEL, Gate, Upstream
 
 GATHER: Final = 64
 """Buffers sent in one system call at most, well under every platform's IOV_MAX."""
@@ -199,17 +199,18 @@ class SocketSink:
             self.stream.reset(CANCEL)
 
 
-def relay(stream: Upstream, sink: SocketSink) -> None:
+def relay(stream: Upstream, sink: SocketSink, gate: Gate | None = None) -> None:
     """Moves bytes both ways until both directions have ended; blocks, then closes the socket.
 
-    ``sink`` is the stream's receiver, with its socket attached. Raises nothing: an abort on
+    ``sink`` is the stream's receiver, with its socket attached; ``gate`` is shown what the
+    socket sends (:meth:`Stream.send_from`). Raises nothing: an abort on
     one side has become an abort on the other. A socket whose stream was ``refused`` stays
     open for another one.
     """
     end = sink.end
     assert end is not None
     try:
-        pump(stream, end)
+        pump(stream, end, gate)
         sink.wait_done()
     except (SessionError, Interrupted):
         if sink.refused:
@@ -225,8 +226,8 @@ def relay(stream: Upstream, sink: SocketSink) -> None:
     end.close()
 
 
-def pump(stream: Upstream, source: End) -> None:
+def pump(stream: Upstream, source: End, gate: Gate | None = None) -> None:
     """Moves what ``source`` has to the stream until it ends, then half-closes the stream."""
-    while stream.send_from(source):
+    while stream.send_from(source, 0, gate):
         pass
     stream.shutdown()

@@ -12,10 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gevent import socket, ssl
-
 from ..relay import SocketSink
-from ..sockets import End, PlainEnd, TlsEnd
 from ..stream import Stream
 from .text import clean
 
@@ -64,10 +61,13 @@ class Observer:
             self._began = self._clock()
             self.awaiting = True
 
-    def to_visitor(self, view: memoryview | bytes) -> None:
-        """Bytes of the service pass to the visitor; costs nothing unless ``awaiting``."""
-        if not self.awaiting:
-            return
+    def to_visitor(self, view: memoryview) -> int:
+        """The gate of a relay: bytes of the service pass to the visitor, all of them."""
+        if self.awaiting:
+            self._look_for_answer(view)
+        return len(view)
+
+    def _look_for_answer(self, view: memoryview) -> None:
         match = _RESPONSE.match(view)
         while match is not None and match[1][:1] == b"1" and match[1] != b"101":
             head_end = bytes(view[:_FAR]).find(b"\r\n\r\n")
@@ -98,41 +98,3 @@ class WatchedSink(SocketSink):
     def data(self, view: memoryview) -> None:
         self.observer.to_service(view)
         self.write(view, len(view))
-
-
-class WatchedPlainEnd(PlainEnd):
-    """A plain connection to the service whose answers an observer sees."""
-
-    __slots__ = ("observer",)
-
-    def __init__(self, sock: socket.socket, observer: Observer) -> None:
-        super().__init__(sock)
-        self.observer = observer
-
-    def recv_now(self, view: memoryview) -> int:
-        count = super().recv_now(view)
-        if self.observer.awaiting and count > 0:
-            self.observer.to_visitor(view[:count])
-        return count
-
-
-class WatchedTlsEnd(TlsEnd):
-    """The same over TLS, where the blocking call is the one in use."""
-
-    __slots__ = ("observer",)
-
-    def __init__(self, sock: ssl.SSLSocket, observer: Observer) -> None:
-        super().__init__(sock)
-        self.observer = observer
-
-    def recv(self, size: int) -> bytes:
-        data = super().recv(size)
-        self.observer.to_visitor(data)
-        return data
-
-
-def watched_end(sock: socket.socket, observer: Observer) -> End:
-    """As `sockets.end_of`, for a connection to the service that is watched."""
-    if isinstance(sock, ssl.SSLSocket):
-        return WatchedTlsEnd(sock, observer)
-    return WatchedPlainEnd(sock, observer)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gevent import socket
 from gevent.event import Event
 
 from ..errors import LocalServiceError, SessionError
 from ..relay import SocketSink, relay
-from ..sockets import End, end_of
+from ..sockets import end_of
 from ..stream import CANCEL, NO_ERROR, Stream
 from ..wire.handshake import Kind
 from .local import LocalDialer, error_page
-from .observe import Exchange, Observer, WatchedSink, watched_end
+from .observe import Exchange, Observer, WatchedSink
 
 #: Seconds for which the rest of a request is taken and dropped after a 502, so that the
 #: visitor reads the page instead of a reset.
@@ -71,15 +70,12 @@ class Visitor:
             self.stream.reset(CANCEL)
             raise
         health.worked()
-        end = self._end_of(sock)
+        end = end_of(sock)
         if self._sink.done:  # the visitor has left meanwhile
             end.abort()
             return
         self._sink.attach(end)
-        relay(self.stream, self._sink)
-
-    def _end_of(self, sock: socket.socket) -> End:
-        return end_of(sock) if self._observer is None else watched_end(sock, self._observer)
+        relay(self.stream, self._sink, None if self._observer is None else self._observer.to_visitor)
 
     def _turn_away(self, problem: str, kind: Kind) -> None:
         """A page for an HTTP visitor, a reset for any other."""

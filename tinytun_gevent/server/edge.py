@@ -272,7 +272,11 @@ class Visitor:
         mark_hop(request)
         self._unpin()
         head = http1.build_request_head(request, self._forwarding(request))
-        upstream = PeerConnection((peer.host, peer.proxy_port))
+        try:
+            upstream = PeerConnection((peer.host, peer.proxy_port))
+        except SessionClosedError:
+            self._core.peers.forget(self._core.registry.label_of(request.host) or "")
+            raise
         self._pool = None
         exchange.attach(upstream, pooled=False)
         send_request(exchange, upstream, head, self._end, self._buffer)
@@ -394,7 +398,8 @@ class Visitor:
     # -- deadlines ------------------------------------------------------------
 
     def drain(self) -> None:
-        if self.exchange is None and not self._buffer and not self._finished:
+        """Ends an idle connection; one that has just come may still say what it wants."""
+        if self.exchange is None and not self._buffer and not self._finished and self._pool is not None:
             self._finish()
 
     def tick(self, now: float) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.server.pages import Failure
 from tinytun_gevent.server.peers import Peer
+from tinytun_gevent.wire.handshake import is_subdomain
 from tinytun_gevent.wire.http1 import RequestHead
 
 if TYPE_CHECKING:
@@ -27,20 +28,23 @@ def find_route(core: ServerCore, request: RequestHead, caller: str) -> Tunnel | 
     if tunnel is not None:
         return tunnel
     label = registry.label_of(request.host)
+    if label is not None and not is_subdomain(label):
+        label = None
     if label is not None and core.peers and not (core.peers.is_peer(caller) and _is_marked(request)):
         peer = core.peers.find(label)
         if peer is not None:
             return peer
-    if registry.is_ours(request.host):
+    if label is not None:
         return Failure(404, f"There is no tunnel {request.host}.")
-    return Failure(421, f"This server does not serve {request.host}.")
+    if registry.is_ours(request.host):
+        return Failure(421, f"{request.host} cannot be the name of a tunnel.")
+    return Failure(404, f"This server does not serve {request.host}.")
 
 
 def mark_hop(request: RequestHead) -> None:
     """Says to the peer that gets ``request`` that it has been forwarded once."""
-    if not _is_marked(request):
-        request.fields.append((HOP_FIELD, b"1"))
+    request.fields.append((HOP_FIELD, b"1"))
 
 
 def _is_marked(request: RequestHead) -> bool:
-    return any(name.lower() == HOP_FIELD.lower() for name, _ in request.fields)
+    return any(name.lower() == HOP_FIELD.lower() for name, _ in request.forwarding)

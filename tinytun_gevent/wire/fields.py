@@ -43,9 +43,9 @@ OWN: Final = dict.fromkeys(HOP_BY_HOP + FRAMING, DROP)
 FORWARDING_FIELDS: Final = (
     *(b"forwarded", b"x-real-ip", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"),
     *(b"x-forwarded-port", b"x-forwarded-server", b"x-forwarded-by", b"x-forwarded-prefix"),
-    *(b"x-forwarded-protocol", b"x-forwarded-scheme", b"x-forwarded-ssl"),
+    *(b"x-forwarded-protocol", b"x-forwarded-scheme", b"x-forwarded-ssl", b"x-tinytun-hop"),
 )
-"""What services believe about a visitor: from himself, none is passed on."""
+"""What services, or peer servers, believe about a visitor: from himself, none is passed on."""
 
 # Stripping these because Connection names them would change how the message is framed or routed.
 _NOT_NAMEABLE: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"trailer"})
