@@ -1,8 +1,8 @@
 """Connected sockets as the data path wants them: one interface over plain and TLS.
 
-A plain socket has a raw non-blocking path, which :class:`PlainEnd` uses; a TLS socket
-has none, so :class:`TlsEnd` leaves the work to the greenlet that owns the direction, with
-the ordinary blocking calls. :func:`end_of` is the only place that decides.
+A plain socket has a raw non-blocking path both ways. TLS has none for sending, where OpenSSL
+wants the same bytes again until they are gone; there the greenlet that owns the direction
+does the work and blocks. :func:`end_of` is the only place that decides.
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ NOTSENT_LOWAT: Final = 128 * 1024
 
 Buffer = bytes | bytearray | memoryview
 
+TLS_RECORD: Final = 16 * 1024
+"""Bytes of data in one TLS record at most: what one call reads or writes."""
+
+QUIET_LOOK: Final = 0.02
+"""Seconds until a half-close over TLS is tried again."""
+
 _TCP_CLOSE: Final = 7
 """Linux's state of a connection that is over in both directions."""
-
-_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ESHUTDOWN)
 
 
 def tune(sock: socket.socket) -> None:
@@ -70,6 +74,14 @@ def acknowledged(sock: socket.socket) -> int | None:
     return int(struct.unpack_from("=Q", info, 120)[0]) if len(info) >= 128 else None
 
 
+def unread(sock: socket.socket) -> int:
+    """Bytes that have come and are not read; 0 if unknown."""
+    if fcntl is None:
+        return 0
+    answer = fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0" * 4)
+    return int(struct.unpack("=i", answer)[0])
+
+
 def queued(sock: socket.socket) -> int:
     """Bytes handed to the kernel that the peer's has not acknowledged; 0 if unknown."""
     if fcntl is None or not sys.platform.startswith("linux"):
@@ -90,7 +102,8 @@ class PlainEnd:
     waits on it raise ``OSError``.
     """
 
-    direct: Final = True
+    #: Whether the kernel is read and written without anything between.
+    direct = True
     __slots__ = ("_hub", "_reader", "_writer", "closed", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
@@ -192,48 +205,47 @@ class PlainEnd:
         self._hub.cancel_waits_close_and_then(watchers, error, then)
 
 
-class TlsEnd:
-    """One TLS socket behind the interface of :class:`PlainEnd`, without its direct path."""
+class TlsEnd(PlainEnd):
+    """One TLS socket behind the same interface: reading goes through OpenSSL, sending blocks.
 
-    direct: Final = False
-    __slots__ = ("closed", "sock")
+    So :meth:`send_now` takes nothing, and :meth:`sendall` is called by the greenlet that owns
+    the direction.
+    """
 
-    def __init__(self, sock: ssl.SSLSocket) -> None:
-        sock.setblocking(True)
-        self.sock = sock
-        self.closed = False
+    direct = False
+    __slots__ = ()
+    sock: ssl.SSLSocket
 
     def wait_readable(self) -> None:
-        """Returns at once: readable ciphertext need not hold data, so reading has to wait."""
-
-    def wait_writable(self) -> None:
-        """Returns at once: :meth:`sendall` waits."""
-
-    def interrupt(self) -> None:
-        """Does nothing: only visitors are interrupted, and they come over plain sockets."""
-
-    def check(self) -> None:
-        """Raises ``OSError`` if the connection was reset: OpenSSL calls that an end of the input.
-
-        A side that has not sent its FIN cannot have got into this state by the other's.
-        """
-        if sys.platform.startswith("linux"):
-            state = self.sock.getsockopt(native.IPPROTO_TCP, native.TCP_INFO, 1)[0]
-            if state == _TCP_CLOSE:
-                raise OSError(errno.ECONNRESET, "reset by the other side")
+        """Blocks until something has come: at once if OpenSSL holds some already decrypted."""
+        if self.closed or not self.sock.pending():
+            super().wait_readable()
 
     def recv_now(self, view: memoryview) -> int:
-        """Blocks until there are bytes: their length, or 0 at the end of the input."""
-        count = int(self.sock.recv_into(view, len(view)))
-        if not count:
-            self.check()
+        """As for a plain socket; what has come may be no data yet.
+
+        OpenSSL calls a reset an end of the input, so the kernel is asked before: a side that has
+        not sent its own FIN cannot have got into that state by the other's.
+        """
+        over = self._is_over()
+        try:
+            count = int(self.sock.recv_into(view, len(view)))
+        except ssl.SSLWantReadError:
+            return -1
+        except ssl.SSLWantWriteError:
+            self.wait_writable()
+            return -1
+        if not count and over:
+            raise OSError(errno.ECONNRESET, "reset by the other side")
         return count
 
     def recv(self, size: int) -> bytes:
-        data = bytes(self.sock.recv(size))
-        if not data:
-            self.check()
-        return data
+        buffer = bytearray(min(size, TLS_RECORD))
+        while True:
+            self.wait_readable()
+            count = self.recv_now(memoryview(buffer))
+            if count >= 0:
+                return bytes(buffer[:count])
 
     def send_now(self, data: Buffer) -> int:
         return 0
@@ -242,30 +254,38 @@ class TlsEnd:
         return 0
 
     def sendall(self, data: Buffer) -> None:
-        self.sock.sendall(data)
+        with memoryview(data) as view:
+            sent = 0
+            while sent < len(view):
+                taken = int(self.sock.send(view[sent : sent + TLS_RECORD]))
+                sent += taken
+                if not taken:
+                    self.wait_writable()
 
     def finish_writing(self) -> None:
         """Half-closes by TLS's own close_notify (RFC 8446 §6.1); reading goes on.
 
-        ``unwrap`` would also wait for the peer's, which may be minutes away.
+        Python's call also takes the next record, for the other side's close_notify, and loses it
+        if it is data. So this happens as soon as nothing unread has come.
         """
         layer = getattr(self.sock, "_sslobj", None)
         if self.closed or layer is None:
+            return
+        if self.sock.pending() or unread(self.sock):
+            gevent.spawn_later(QUIET_LOOK, self.finish_writing)
             return
         try:
             layer.shutdown()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLSyscallError, ssl.SSLZeroReturnError):
             pass
+        except ssl.SSLError:
+            self.abort()  # data came in that very moment: nobody may take the rest for the whole
 
-    def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            self.sock.close()
-
-    def abort(self) -> None:
-        if not self.closed:
-            set_reset(self.sock)
-            self.close()
+    def _is_over(self) -> bool:
+        """Whether the connection has ended both ways; False where the kernel does not tell."""
+        if not sys.platform.startswith("linux"):
+            return False
+        return self.sock.getsockopt(native.IPPROTO_TCP, native.TCP_INFO, 1)[0] == _TCP_CLOSE
 
 
 End = PlainEnd | TlsEnd
@@ -282,8 +302,3 @@ def set_reset(sock: socket.socket) -> None:
         sock.setsockopt(native.SOL_SOCKET, native.SO_LINGER, struct.pack("ii", 1, 0))
     except OSError:
         pass
-
-
-def is_gone(error: OSError) -> bool:
-    """Whether ``error`` only says that the other side has left."""
-    return error.errno in _GONE

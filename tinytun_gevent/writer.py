@@ -92,11 +92,6 @@ class Writer:
         """Bytes of control frames that wait."""
         return len(self._control)
 
-    @property
-    def end_offset(self) -> int:
-        """Where in the sent bytes a control frame queued now would end."""
-        return self.sent + self.unsent + len(self._control)
-
     def queue(self, frames: Buffer) -> None:
         """Queues whole control frames, to go with whatever is sent next. Never blocks."""
         self._control += frames

@@ -1,0 +1,286 @@
+"""Connected sockets as the data path sees them, plain, TLS and Unix."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket as native
+import sys
+from typing import Any
+
+import gevent
+import pytest
+import trustme
+from gevent import socket, ssl
+from helpers import MIB, deadline, socket_pair, wait_until
+
+from tinytun_gevent import sockets
+from tinytun_gevent.sockets import NOTSENT_LOWAT, USER_TIMEOUT, PlainEnd, TlsEnd, end_of, set_reset
+
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="told by Linux only")
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def tls_pair(authority: trustme.CA) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+    one, other = socket_pair()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(client)
+    shaking = gevent.spawn(client.wrap_socket, other, server_hostname="localhost")
+    with deadline():
+        ends = server.wrap_socket(one, server_side=True), shaking.get()
+        ends[0].sendall(b"!")
+        assert ends[1].recv(1) == b"!"  # behind session tickets, which unread would make a close a reset
+    return ends
+
+
+@pytest.fixture(params=["plain", "unix", "tls"])
+def pair(request: pytest.FixtureRequest, authority: trustme.CA) -> Any:
+    """An end of ours, and the socket at the other side of it."""
+    if request.param == "plain":
+        one, other = socket_pair()
+    elif request.param == "unix":
+        one, other = socket.socketpair(native.AF_UNIX, native.SOCK_STREAM)
+    else:
+        one, other = tls_pair(authority)
+    end = end_of(one)
+    other.settimeout(5)
+    yield end, other
+    end.close()
+    other.close()
+
+
+# -- options ------------------------------------------------------------------
+
+
+def test_every_tcp_socket_sends_at_once_and_a_session_s_gives_up_on_silence() -> None:
+    one, other = socket_pair()
+    sockets.tune(one)
+    sockets.tune_session(other)
+    assert one.getsockopt(native.IPPROTO_TCP, native.TCP_NODELAY)
+    assert other.getsockopt(native.IPPROTO_TCP, native.TCP_NODELAY)
+    if sys.platform.startswith("linux"):
+        assert other.getsockopt(native.IPPROTO_TCP, native.TCP_USER_TIMEOUT) == USER_TIMEOUT
+        assert other.getsockopt(native.IPPROTO_TCP, native.TCP_NOTSENT_LOWAT) == NOTSENT_LOWAT
+    one.close()
+    other.close()
+
+
+def test_a_unix_socket_has_nothing_to_tune() -> None:
+    one, other = socket.socketpair(native.AF_UNIX, native.SOCK_STREAM)
+    sockets.tune(one)
+    sockets.tune_session(one)
+    assert sockets.acknowledged(one) is None
+    one.close()
+    other.close()
+
+
+@linux_only
+def test_the_kernel_tells_what_was_acknowledged_and_what_was_not() -> None:
+    one, other = socket_pair()
+    before = sockets.acknowledged(one)
+    assert before is not None
+    one.sendall(b"x" * 1000)
+    wait_until(lambda: (sockets.acknowledged(one) or 0) - before == 1000)
+    assert sockets.queued(one) == 0
+    one.setblocking(False)
+    other.setsockopt(native.SOL_SOCKET, native.SO_RCVBUF, 4096)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += one.send(b"x" * 65536)
+    wait_until(lambda: (sockets.acknowledged(one) or 0) + sockets.queued(one) - before == sent + 1000)
+    assert sockets.queued(one) > 0
+    one.close()
+    other.close()
+    assert sockets.acknowledged(one) is None
+
+
+# -- both kinds of end --------------------------------------------------------
+
+
+def test_bytes_go_both_ways_and_the_end_is_an_empty_read(pair: Any) -> None:
+    end, other = pair
+    with deadline():
+        end.sendall(b"question")
+        assert other.recv(100) == b"question"
+        other.sendall(b"answer")
+        assert end.recv(100) == b"answer"
+        buffer = memoryview(bytearray(100))
+        other.sendall(b"again")
+        end.wait_readable()
+        assert end.recv_now(buffer) == 5
+        other.close()
+        assert end.recv(100) == b""
+
+
+def test_sendall_waits_for_a_slow_reader(pair: Any) -> None:
+    end, other = pair
+    sender = gevent.spawn(end.sendall, bytes(8 * MIB))
+    gevent.sleep(0.02)
+    assert not sender.ready()
+    got = 0
+    with deadline():
+        while got < 8 * MIB:
+            got += len(other.recv(MIB))
+        sender.get()
+
+
+def test_half_close_leaves_the_other_direction(pair: Any) -> None:
+    end, other = pair
+    with deadline():
+        end.sendall(b"last")
+        end.finish_writing()
+        assert other.recv(100) == b"last"
+        assert other.recv(100) == b""
+        other.sendall(b"still here")
+        assert end.recv(100) == b"still here"
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+def test_closing_wakes_whoever_waits_and_may_be_repeated(pair: Any, how: str) -> None:
+    end, _ = pair
+    reader = gevent.spawn(end.recv, 100)
+    writer = gevent.spawn(end.sendall, bytes(64 * MIB))
+    gevent.sleep(0.02)
+    getattr(end, how)()
+    end.close()
+    end.abort()
+    end.finish_writing()
+    with deadline():
+        gevent.joinall([reader, writer])
+    assert isinstance(reader.exception, OSError)
+    assert isinstance(writer.exception, OSError)
+    assert end.closed
+    assert end.sock.fileno() == -1
+    for call in (lambda: end.recv(10), lambda: end.sendall(b"x")):
+        with pytest.raises((OSError, ValueError)):
+            call()
+
+
+def test_an_abort_is_a_reset_and_a_close_is_none(authority: trustme.CA) -> None:
+    for make in (socket_pair, lambda: tls_pair(authority)):
+        for how in ("close", "abort"):
+            one, other = make()
+            end, ours = end_of(one), end_of(other)
+            getattr(end, how)()
+            with deadline():
+                if how == "close":
+                    assert ours.recv(100) == b""
+                else:
+                    with pytest.raises(ConnectionResetError):
+                        ours.recv(100)
+            ours.close()
+
+
+def test_the_right_kind_of_end_is_chosen(authority: trustme.CA) -> None:
+    plain, other = socket_pair()
+    assert isinstance(end_of(plain), PlainEnd)
+    server, client = tls_pair(authority)
+    assert isinstance(end_of(server), TlsEnd)
+    for sock in (plain, other, server, client):
+        sock.close()
+
+
+# -- the direct path ----------------------------------------------------------
+
+
+def direct() -> tuple[PlainEnd, socket.socket]:
+    one, other = socket_pair()
+    return PlainEnd(one), other
+
+
+def test_reading_now_tells_nothing_yet_from_the_end() -> None:
+    end, other = direct()
+    buffer = memoryview(bytearray(10))
+    assert end.recv_now(buffer) == -1
+    other.sendall(b"abc")
+    with deadline():
+        end.wait_readable()
+    assert end.recv_now(buffer) == 3
+    other.close()
+    with deadline():
+        end.wait_readable()
+    assert end.recv_now(buffer) == 0
+    end.close()
+
+
+def test_sending_now_takes_what_fits_and_then_nothing() -> None:
+    end, other = direct()
+    total = 0
+    while sent := end.send_now(bytes(MIB)):
+        total += sent
+    assert end.sendmsg_now([b"a", b"b"]) == 0
+    waiter = gevent.spawn(end.wait_writable)
+    gevent.sleep(0.01)
+    assert not waiter.ready()
+    with deadline():
+        while total > 0:
+            total -= len(other.recv(MIB))
+        waiter.get()
+    assert end.sendmsg_now([b"a", b"bc"]) == 3
+    assert other.recv(10) == b"abc"
+    end.close()
+    other.close()
+
+
+def test_a_reset_is_seen_without_reading() -> None:
+    end, other = direct()
+    end.check()
+    other.sendall(b"unread")
+    set_reset(other)
+    other.close()
+    with deadline():
+        end.wait_readable()
+        with pytest.raises(ConnectionResetError):
+            end.check()
+    end.close()
+
+
+def test_a_closed_end_cannot_be_waited_for() -> None:
+    end, other = direct()
+    end.close()
+    for wait in (end.wait_readable, end.wait_writable):
+        with pytest.raises(OSError) as caught:
+            wait()
+        assert caught.value.errno == errno.EBADF
+    other.close()
+
+
+def test_one_may_read_while_another_writes() -> None:
+    """A session's reader and its senders share one socket."""
+    end, other = direct()
+    reader = gevent.spawn(end.recv, 100)
+    writer = gevent.spawn(end.sendall, bytes(8 * MIB))
+    gevent.sleep(0.01)
+    other.sendall(b"for the reader")
+    got = 0
+    with deadline():
+        while got < 8 * MIB:
+            got += len(other.recv(MIB))
+        assert reader.get() == b"for the reader"
+        writer.get()
+    end.close()
+    other.close()
+
+
+def test_a_half_close_over_tls_loses_nothing_that_comes_meanwhile(authority: trustme.CA) -> None:
+    for _ in range(10):
+        one, other = tls_pair(authority)
+        end = end_of(one)
+        sender = gevent.spawn(other.sendall, bytes(2 * MIB))
+        got = len(end.recv(100))
+        end.finish_writing()
+        with deadline():
+            while got < 2 * MIB:
+                piece = end.recv(65536)
+                assert piece, f"ended after {got} bytes"
+                got += len(piece)
+            sender.get()
+            assert other.recv(10) == b""  # our close_notify
+        end.close()
+        other.close()
