@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-import gevent
 from gevent import socket
 from gevent.event import Event
 
@@ -18,7 +17,6 @@ from tinytun_gevent import sockets
 from tinytun_gevent.errors import (
     MessageError,
     ProxyHeaderError,
-    SessionClosedError,
     SessionError,
 )
 from tinytun_gevent.registry import Tunnel
@@ -26,14 +24,12 @@ from tinytun_gevent.relay import SocketSink, pump
 from tinytun_gevent.server import proxied
 from tinytun_gevent.server.addresses import plain
 from tinytun_gevent.server.exchange import Exchange
+from tinytun_gevent.server.forwarder import Forwarder
 from tinytun_gevent.server.pages import Failure, accept_of
-from tinytun_gevent.server.peers import Peer
-from tinytun_gevent.server.pool import StreamPool
-from tinytun_gevent.server.routing import find_route, mark_hop
-from tinytun_gevent.server.sending import failure_of, send_request, send_whole
-from tinytun_gevent.server.upstream import PeerConnection
+from tinytun_gevent.server.routing import find_route
+from tinytun_gevent.server.sending import failure_of
 from tinytun_gevent.sockets import end_of
-from tinytun_gevent.stream import Stream, Upstream
+from tinytun_gevent.stream import Stream
 from tinytun_gevent.wire import http1
 
 if TYPE_CHECKING:
@@ -90,13 +86,12 @@ class Visitor:
         "_head_patience",
         "_head_since",
         "_moved",
-        "_pool",
+        "_served",
         "_since",
         "_waiting",
         "client",
         "exchange",
-        "forwarding",
-        "pinned",
+        "forwarder",
         "sink",
     )
 
@@ -105,17 +100,15 @@ class Visitor:
         self._core = core
         self._end = end_of(sock)
         self.client = plain(address)
-        #: Whom and what the local service is told of, unless a trusted proxy says otherwise.
-        self.forwarding = http1.Forwarding(self.client[0], plain(sock.getsockname())[1])
         self.sink = SocketSink(None, self._end)
         self.sink.on_lost = self._lost
         self.sink.on_drained = self._drained
         #: The exchange under way; its answer may still be on the way while the next head is read.
         self.exchange: Exchange | None = None
-        #: The stream that belongs to this visitor alone (connection-bound authentication).
-        self.pinned: Upstream | None = None
-        self._pool: StreamPool | None = None
         self._buffer = bytearray()
+        forwarding = http1.Forwarding(self.client[0], plain(sock.getsockname())[1])
+        #: Sends his requests on.
+        self.forwarder = Forwarder(core, self._end, self._buffer, forwarding)
         self._waiting: Event | None = None
         #: Nothing more will be answered: set with the half-close, and when it was.
         self._finished = False
@@ -123,6 +116,8 @@ class Visitor:
         #: When the first byte of a head came that is not complete, and how long it may take.
         self._head_since = 0.0
         self._head_patience = core.config.head_timeout
+        #: Whether there has been an exchange.
+        self._served = False
         #: Bytes that an upgraded connection had carried when it was last looked at.
         self._moved = 0
 
@@ -166,7 +161,7 @@ class Visitor:
             self._end.abort()
         finally:
             self._abandon()
-            self._unpin()
+            self.forwarder.close()
             self._linger()
             self._end.close()
 
@@ -180,7 +175,7 @@ class Visitor:
         self._head_since, self._head_patience = 0.0, self._core.config.head_timeout
         if header is not None and header.source is not None and header.destination is not None:
             self.client = plain(header.source)
-            self.forwarding = http1.Forwarding(self.client[0], header.destination[1])
+            self.forwarder.forwarding = http1.Forwarding(self.client[0], header.destination[1])
 
     def _read_head(self) -> bytes | None:
         """The next request's head; None when the visitor has ended his side. Blocks."""
@@ -212,46 +207,16 @@ class Visitor:
         tunnel_id = route.id if isinstance(route, Tunnel) else ""
         exchange = self.exchange = Exchange(self, request, tunnel_id)
         try:
-            if isinstance(route, Tunnel):
-                self._send(exchange, route)
-            elif isinstance(route, Peer):
-                self._send_to_peer(exchange, route)
-            else:
+            if isinstance(route, Failure):
                 exchange.fail(route)
+            else:
+                self.forwarder.forward(exchange, route)
         except MessageError as error:
             exchange.fail(Failure(error.status, f"Your request's body was not understood: {error}."))
         except SessionError as error:
             exchange.fail(failure_of(error))
         if request.upgrade and not exchange.over:
             self._continue_upgraded(exchange)
-
-    def _send(self, exchange: Exchange, tunnel: Tunnel) -> None:
-        pool = self._core.pool_of(tunnel)
-        if pool is not self._pool:
-            self._unpin()
-        self._pool = pool
-        request = exchange.request
-        forwarding = self._forwarding(request)
-        override = tunnel.host_header.encode() if tunnel.host_header else None
-        head = http1.build_request_head(request, forwarding, override)
-        stream = self._acquire(exchange)
-        send_request(exchange, stream, head, self._end, self._buffer)
-
-    def _acquire(self, exchange: Exchange, *, fresh: bool = False, first: bool = False) -> Upstream:
-        """The stream for a request: the visitor's own, an idle one, or a new one. Blocks."""
-        assert self._pool is not None
-        pinned = self.pinned
-        if pinned is not None and not fresh and not pinned.closed and not pinned.remote_ended:
-            exchange.attach(pinned, pooled=True)
-            return pinned
-        request = exchange.request
-        retriable = request.method in http1.IDEMPOTENT and 0 <= request.length <= len(self._buffer)
-        stream = self._pool.acquire(reuse=request.minor == 1 and not fresh, retriable=retriable, first=first)
-        if exchange.over:
-            self._pool.release(stream)
-            raise SessionClosedError("the visitor has left")
-        exchange.attach(stream, pooled=stream.received > 0)
-        return stream
 
     def _continue_upgraded(self, exchange: Exchange) -> None:
         """After the service's 101 the connection is opaque; before it, it is not."""
@@ -267,59 +232,7 @@ class Visitor:
         self.sink.wait_done()
         exchange.end_upgraded()
 
-    def _send_to_peer(self, exchange: Exchange, peer: Peer) -> None:
-        request = exchange.request
-        mark_hop(request)
-        self._unpin()
-        head = http1.build_request_head(request, self._forwarding(request))
-        try:
-            upstream = PeerConnection((peer.host, peer.proxy_port))
-        except SessionClosedError:
-            self._core.peers.forget(self._core.registry.label_of(request.host) or "")
-            raise
-        self._pool = None
-        exchange.attach(upstream, pooled=False)
-        send_request(exchange, upstream, head, self._end, self._buffer)
-
-    def _forwarding(self, request: http1.RequestHead) -> http1.Forwarding:
-        if not request.forwarding:
-            return self.forwarding
-        return http1.client_from_forwarding(request, self.forwarding, self._core.is_trusted)
-
     # -- what the exchange calls; nothing here blocks -------------------------
-
-    def retry(self, exchange: Exchange, *, refused: bool = False) -> bool:
-        """Sends the request once more if that is allowed; False if it is not.
-
-        A stream that was refused has done nothing (RFC 9113 §8.7). One from the pool that
-        ended without a byte may have, so only what is idempotent is repeated.
-        """
-        again = refused or (exchange.pooled and exchange.request.method in http1.IDEMPOTENT)
-        waited = time.monotonic() - exchange.started_at
-        if not again or exchange.replay is None or waited > self._core.config.queue_timeout:
-            return False
-        self.pinned = None
-        gevent.spawn(self._resend, exchange, exchange.replay, refused)
-        return True
-
-    def _resend(self, exchange: Exchange, request: bytes, refused: bool) -> None:
-        try:
-            send_whole(self._acquire(exchange, fresh=True, first=refused), request)
-        except SessionError as error:
-            exchange.fail(failure_of(error))
-
-    def _unpin(self) -> None:
-        """Ends the stream that was this visitor's alone: what comes next is for another service."""
-        pinned, self.pinned = self.pinned, None
-        if pinned is not None:
-            pinned.reset()
-
-    def release(self, stream: Upstream) -> None:
-        """Gives the stream of a finished exchange back, for any visitor."""
-        if self._pool is not None and isinstance(stream, Stream):
-            self._pool.release(stream)
-        else:
-            stream.reset()
 
     def answer(self, failure: Failure, accept: bytes, *, close: bool, head_only: bool) -> None:
         """Sends an answer of the server's own."""
@@ -329,6 +242,7 @@ class Visitor:
         """The exchange has ended; the next one may begin, or the connection ends."""
         self._core.observe(exchange)
         self.exchange = None
+        self._served = True
         self.sink.stream = None
         self._since = time.monotonic()
         if exchange.close or self.draining:
@@ -399,7 +313,7 @@ class Visitor:
 
     def drain(self) -> None:
         """Ends an idle connection; one that has just come may still say what it wants."""
-        if self.exchange is None and not self._buffer and not self._finished and self._pool is not None:
+        if self.exchange is None and not self._buffer and not self._finished and self._served:
             self._finish()
 
     def tick(self, now: float) -> None:

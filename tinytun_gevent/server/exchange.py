@@ -122,7 +122,7 @@ class Exchange:
             self.visitor.sink.finish()
         elif isinstance(self._body, UntilCloseBody):
             self._finish_body()
-        elif self._untouched and self.visitor.retry(self):
+        elif self._untouched and self.visitor.forwarder.retry(self):
             if self.stream is not None:
                 self.stream.shutdown()
         else:
@@ -133,7 +133,7 @@ class Exchange:
             return
         if self._framed:
             self._complete()
-        elif self._untouched and self.visitor.retry(self, refused=error.is_refusal):
+        elif self._untouched and self.visitor.forwarder.retry(self, refused=error.is_refusal):
             pass
         elif self.upgraded:
             self._cut()
@@ -187,8 +187,8 @@ class Exchange:
         self.status = response.status
         if response.length == http1.UNTIL_CLOSE or not self.request_sent or self.visitor.draining:
             self.close = True
-        if response.connection_auth or self.request.connection_auth:
-            self.visitor.pinned = self.stream
+        if self.stream is not None and (response.connection_auth or self.request.connection_auth):
+            self.visitor.forwarder.pin(self.stream)
         head = http1.build_response_head(response, close=self.close, minor_visitor=self.request.minor)
         if response.length >= 0:
             self._body = LengthBody(response.length)
@@ -262,8 +262,7 @@ class Exchange:
         if stream is None or response is None:
             return
         if self.request_sent and response.keep_alive and self.request.minor == 1 and not stream.remote_ended:
-            if self.visitor.pinned is not stream:
-                self.visitor.release(stream)
+            self.visitor.forwarder.give_back(stream)
         elif self.request_sent and stream.remote_ended:
             stream.shutdown()
         else:

@@ -1,0 +1,139 @@
+"""Sends the requests of one visitor to where they belong: a tunnel's stream, or a peer server."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import gevent
+
+from tinytun_gevent.errors import SessionClosedError, SessionError
+from tinytun_gevent.registry import Tunnel
+from tinytun_gevent.server.exchange import Exchange
+from tinytun_gevent.server.peers import Peer
+from tinytun_gevent.server.pool import StreamPool
+from tinytun_gevent.server.routing import mark_hop
+from tinytun_gevent.server.sending import failure_of, send_request, send_whole
+from tinytun_gevent.server.upstream import PeerConnection
+from tinytun_gevent.sockets import End
+from tinytun_gevent.stream import Stream, Upstream
+from tinytun_gevent.wire import http1
+
+if TYPE_CHECKING:
+    from tinytun_gevent.server.core import ServerCore
+
+
+class Forwarder:
+    """Finds a stream for each request, sends the request on it, and gives the stream back.
+
+    The visitor's greenlet calls :meth:`forward`; his exchanges call the rest from a session's
+    reader, so nothing else in here blocks.
+    """
+
+    __slots__ = ("_buffer", "_core", "_pinned", "_pool", "_source", "forwarding")
+
+    def __init__(
+        self, core: ServerCore, source: End, buffer: bytearray, forwarding: http1.Forwarding
+    ) -> None:
+        """Bodies are taken from ``buffer``, then from ``source``."""
+        self._core = core
+        self._source = source
+        self._buffer = buffer
+        #: What the local service is told of the visitor, unless a trusted proxy says otherwise.
+        self.forwarding = forwarding
+        #: The streams of the tunnel that the last request went to.
+        self._pool: StreamPool | None = None
+        #: The stream that belongs to this visitor alone (connection-bound authentication).
+        self._pinned: Upstream | None = None
+
+    def forward(self, exchange: Exchange, route: Tunnel | Peer) -> None:
+        """Sends the request of ``exchange``; returns when all of it has been sent. Blocks.
+
+        Raises what :func:`send_request` does, and :class:`SessionError` if there is no stream.
+        """
+        request = exchange.request
+        forwarding = self.forwarding
+        if request.forwarding:
+            forwarding = http1.client_from_forwarding(request, forwarding, self._core.is_trusted)
+        if isinstance(route, Tunnel):
+            self._enter(self._core.pool_of(route))
+            override = route.host_header.encode() if route.host_header else None
+            head = http1.build_request_head(request, forwarding, override)
+            stream = self._acquire(exchange)
+        else:
+            self._enter(None)
+            mark_hop(request)
+            head = http1.build_request_head(request, forwarding)
+            stream = self._connect(exchange, route)
+        send_request(exchange, stream, head, self._source, self._buffer)
+
+    def retry(self, exchange: Exchange, *, refused: bool = False) -> bool:
+        """Sends the request once more if that is allowed; False if it is not.
+
+        A stream that was refused has done nothing (RFC 9113 §8.7). One from the pool that
+        ended without a byte may have, so only what is idempotent is repeated.
+        """
+        again = refused or (exchange.pooled and exchange.request.method in http1.IDEMPOTENT)
+        waited = time.monotonic() - exchange.started_at
+        if not again or exchange.replay is None or waited > self._core.config.queue_timeout:
+            return False
+        self._pinned = None
+        gevent.spawn(self._resend, exchange, exchange.replay, refused)
+        return True
+
+    def pin(self, stream: Upstream) -> None:
+        """Keeps a stream for this visitor: what follows on it may rely on who he is."""
+        self._pinned = stream
+
+    def give_back(self, stream: Upstream) -> None:
+        """The exchange on ``stream`` ended cleanly: it may carry another."""
+        if stream is self._pinned:
+            return
+        if self._pool is not None and isinstance(stream, Stream):
+            self._pool.release(stream)
+        else:
+            stream.reset()
+
+    def close(self) -> None:
+        """Ends what is this visitor's alone."""
+        pinned, self._pinned = self._pinned, None
+        if pinned is not None:
+            pinned.reset()
+
+    def _enter(self, pool: StreamPool | None) -> None:
+        """What comes next is for the tunnel of ``pool``; a pinned stream of another is of no use."""
+        if pool is not self._pool or pool is None:
+            self.close()
+        self._pool = pool
+
+    def _acquire(self, exchange: Exchange, *, fresh: bool = False, first: bool = False) -> Upstream:
+        """The stream for a request: the visitor's own, an idle one, or a new one. Blocks."""
+        assert self._pool is not None
+        pinned = self._pinned
+        if pinned is not None and not fresh and not pinned.closed and not pinned.remote_ended:
+            exchange.attach(pinned, pooled=True)
+            return pinned
+        request = exchange.request
+        retriable = request.method in http1.IDEMPOTENT and 0 <= request.length <= len(self._buffer)
+        stream = self._pool.acquire(reuse=request.minor == 1 and not fresh, retriable=retriable, first=first)
+        if exchange.over:
+            self._pool.release(stream)
+            raise SessionClosedError("the visitor has left")
+        exchange.attach(stream, pooled=stream.received > 0)
+        return stream
+
+    def _connect(self, exchange: Exchange, peer: Peer) -> Upstream:
+        """A connection to a peer. Blocks; one that cannot be reached is not believed any longer."""
+        try:
+            upstream = PeerConnection((peer.host, peer.proxy_port))
+        except SessionClosedError:
+            self._core.peers.forget(self._core.registry.label_of(exchange.request.host) or "")
+            raise
+        exchange.attach(upstream, pooled=False)
+        return upstream
+
+    def _resend(self, exchange: Exchange, request: bytes, refused: bool) -> None:
+        try:
+            send_whole(self._acquire(exchange, fresh=True, first=refused), request)
+        except SessionError as error:
+            exchange.fail(failure_of(error))
