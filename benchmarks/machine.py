@@ -19,7 +19,7 @@ def describe() -> dict[str, str]:
     """Facts by name, in the order they are shown."""
     facts = {
         "date": time.strftime("%Y-%m-%d"),
-        "CPU": f"{_cpu_model()}, {os.cpu_count()} cores",
+        "CPU": f"{_cpu_model()}, {os.cpu_count()} CPUs",
         "kernel": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
         "tinytun_gevent": _own_version(),
