@@ -89,7 +89,8 @@ def test_an_idempotent_request_is_sent_once_more(
         assert read_response(sock).body == b"/3"
     assert [(got.target, got.body) for got in service.requests[1:3]] == [(b"/2", body)] * 2
     assert len(service.peers) == 2
-    eventually(lambda: streams_of(server) == 1, what="the dead stream's place is free again")
+    # Within 2 s, in which no idle stream ends for age.
+    eventually(lambda: streams_of(server) == 1, 2, "the dead stream's place is free again")
 
 
 @pytest.mark.parametrize("how", ["end", "reset"])
@@ -107,7 +108,7 @@ def test_any_other_is_not(
         sock.sendall(request("demo", "/3"))
         assert read_response(sock).body == b"/3"
     assert [got.target for got in service.requests] == [b"/1", b"/2", b"/3"]
-    eventually(lambda: streams_of(server) == 1)
+    eventually(lambda: streams_of(server) == 1, 2, "the dead stream's place is free again")
 
 
 @pytest.mark.parametrize("how", ["half an answer", "an interim answer"])

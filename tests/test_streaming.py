@@ -345,7 +345,8 @@ def test_pipelined_requests_are_answered_in_order(
             threading.Event().wait(0.05)
         return respond(got.target + b" " + got.body)
 
-    open_tunnel(start_service(answering(answer)))
+    service = start_service(answering(answer))
+    open_tunnel(service)
     chunked = (b"Transfer-Encoding: chunked",)
     sent = [
         request("demo", "/slow/1"),
@@ -366,6 +367,7 @@ def test_pipelined_requests_are_answered_in_order(
         last = read_response(sock)
         assert (last.body, last.get(b"connection")) == (b"/6 ", b"close")
         assert read_rest(sock) == b"", "nothing behind close is answered"
+    assert b"/7" not in service.log, "… or forwarded"
 
 
 def test_a_bad_request_behind_good_ones(
