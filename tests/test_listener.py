@@ -1,0 +1,280 @@
+"""The connection port: what a CONNECT may say, what it is answered, and how long anything may take."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+from conftest import OpenTunnel, StartServer, StartService
+from helpers import free_tunnel_ports
+from support import Response, connect, eventually, get, read_head, read_response, request, reset
+
+from tinytun_gevent import TunnelServer
+from tinytun_gevent.wire.http2 import PREFACE
+
+CONNECT = b"CONNECT 127.0.0.1:5554 HTTP/1.1\r\n"
+SETTINGS = bytes.fromhex("000006 04 00 00000000 0003 00000064".replace(" ", ""))
+"""A client's first frame: it takes 100 streams."""
+
+
+def ask(server: TunnelServer, *fields: bytes, line: bytes = CONNECT) -> tuple[socket.socket, Response]:
+    """Sends a CONNECT with ``fields``; the connection and the head that answers."""
+    sock = connect(server.connection_port)
+    sock.sendall(line + b"".join(field + b"\r\n" for field in fields) + b"\r\n")
+    return sock, read_head(sock)
+
+
+def refused(server: TunnelServer, *fields: bytes, line: bytes = CONNECT) -> tuple[int, bytes]:
+    """Status and plain-text reason of a CONNECT that is refused; nothing may be left of it."""
+    with connect(server.connection_port) as sock:
+        sock.sendall(line + b"".join(field + b"\r\n" for field in fields) + b"\r\n")
+        answer = read_response(sock)
+        assert (answer.get(b"content-type") or b"").startswith(b"text/plain")
+        assert answer.get(b"connection") == b"close"
+        assert sock.recv(10) == b""
+    assert not server.registry.tunnels
+    return answer.status, answer.body
+
+
+def listed(server: TunnelServer) -> list[dict[str, object]]:
+    with connect(server.metadata_port) as sock:
+        sock.sendall(b"GET /tunnels HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        return json.loads(read_response(sock).body)  # type: ignore[no-any-return]
+
+
+# -- what is granted ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [b"http", b"HTTP-ish", None])
+def test_an_http_tunnel_is_granted_with_its_name_and_url(server: TunnelServer, kind: bytes | None) -> None:
+    fields = [b"x-tinytun-subdomain: Demo"] + ([b"X-TinyTun-Type: " + kind] if kind else [])
+    sock, answer = ask(server, *fields)
+    with sock:
+        assert answer.start == b"HTTP/1.1 101 Switching Protocols"
+        assert re.fullmatch(rb"[0-9a-f]{32}", answer.get(b"x-tinytun-connection-id") or b"")
+        assert answer.get(b"x-tinytun-subdomain") == b"demo"
+        assert answer.get(b"x-tinytun-domain") == b"demo.localhost"
+        assert answer.get(b"x-tinytun-url") == server.url_of("demo").encode()
+        assert answer.get(b"x-tinytun-port") is None
+        assert answer.get(b"upgrade") is None
+        assert answer.get(b"connection") is None
+        assert sock.recv(len(PREFACE)) == PREFACE, "the server is HTTP/2's client"
+
+
+@pytest.mark.parametrize("kind", [b"tcp", b"tcp_port"])
+def test_a_tcp_tunnel_is_granted_with_its_port(start_server: StartServer, kind: bytes) -> None:
+    server = start_server(tcp_ports="20000-32000")
+    (port,) = free_tunnel_ports(1)
+    sock, answer = ask(server, b"x-tinytun-type: " + kind, b"x-tinytun-port: %d" % port)
+    with sock:
+        assert answer.status == 101
+        assert answer.get(b"x-tinytun-port") == b"%d" % port
+        assert answer.get(b"x-tinytun-subdomain") is None
+        assert answer.get(b"x-tinytun-domain") is None
+
+
+@pytest.mark.parametrize("blank", [[], [b"x-tinytun-subdomain:"], [b"x-tinytun-subdomain:   "]])
+def test_without_a_wish_the_name_is_random(server: TunnelServer, blank: list[bytes]) -> None:
+    names = set()
+    for _ in range(3):
+        sock, answer = ask(server, *blank)
+        sock.close()
+        names.add(answer.get(b"x-tinytun-subdomain"))
+    assert len(names) == 3
+    assert all(re.fullmatch(rb"[a-z0-9][a-z0-9-]*[a-z0-9]", name or b"") for name in names)
+
+
+def test_the_host_header_is_confirmed_only_if_it_was_asked_for(server: TunnelServer) -> None:
+    for fields, expected in (([], None), ([b"x-tinytun-host-header: localhost:3000"], b"localhost:3000")):
+        sock, answer = ask(server, *fields)
+        sock.close()
+        confirmed = answer.get(b"x-tinytun-host-header")
+        assert (confirmed is None) == (expected is None)
+
+
+def test_unknown_fields_and_a_head_in_pieces_are_fine(server: TunnelServer) -> None:
+    with connect(server.connection_port) as sock:
+        for piece in (
+            b"CONN",
+            b"ECT x:1 HT",
+            b"TP/1.1\r\nX-Later: yes\r",
+            b"\nx-tinytun-subdomain: demo\r\n",
+            b"\r\n",
+        ):
+            sock.sendall(piece)
+        assert read_head(sock).get(b"x-tinytun-subdomain") == b"demo"
+
+
+def test_bytes_right_behind_the_head_belong_to_the_session(
+    server: TunnelServer, start_service: StartService
+) -> None:
+    """A client may send its SETTINGS without waiting for the 101."""
+    with connect(server.connection_port) as sock:
+        sock.sendall(CONNECT + b"x-tinytun-subdomain: demo\r\n\r\n" + SETTINGS)
+        assert read_head(sock).status == 101
+        eventually(lambda: [tunnel["name"] for tunnel in listed(server)] == [{"Subdomain": "demo"}])
+
+
+# -- what is refused ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"-demo", b"demo-", b"de_mo", b"de.mo", b"a" * 64, "d\u00e9mo".encode(), b"de mo", b"..", b"xn--\x00"],
+)
+def test_what_is_no_subdomain_is_refused(server: TunnelServer, name: bytes) -> None:
+    status, _ = refused(server, b"x-tinytun-subdomain: " + name)
+    assert status == 400
+
+
+@pytest.mark.parametrize(
+    "port", [b"0", b"80", b"19999", b"60001", b"-1", b"x", b"3.5", b"99999999999", b"0x5000"]
+)
+def test_what_is_no_allowed_port_is_refused(server: TunnelServer, port: bytes) -> None:
+    status, _ = refused(server, b"x-tinytun-type: tcp", b"x-tinytun-port: " + port)
+    assert status == 400
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        (b"CONNECT x:1\r\n", []),
+        (b"CONNECT x:1 HTTP/2.0\r\n", []),
+        (b"CONNECT  x:1 HTTP/1.1\r\n", []),
+        (CONNECT, [b"no colon"]),
+        (CONNECT, [b"x : y"]),
+        (CONNECT, [b"a: 1", b" folded"]),
+        (CONNECT, [b"x-tinytun-subdomain: one", b"x-tinytun-subdomain: two"]),
+    ],
+    ids=["no version", "HTTP/2.0", "two spaces", "no colon", "space before colon", "folded", "two names"],
+)
+def test_malformed_requests_are_refused(server: TunnelServer, line: bytes, fields: list[bytes]) -> None:
+    status, _ = refused(server, *fields, line=line)
+    assert status in (400, 505)
+
+
+def test_a_head_that_is_too_large_is_refused(server: TunnelServer) -> None:
+    with connect(server.connection_port) as sock:
+        sock.sendall(CONNECT + b"x-filler: " + b"x" * 20_000)
+        assert read_response(sock).status == 431
+
+
+def test_a_taken_name_is_409_with_a_reason_and_stays_with_its_owner(
+    server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    open_tunnel(start_service())
+    with connect(server.connection_port) as sock:
+        sock.sendall(CONNECT + b"x-tinytun-subdomain: DEMO\r\n\r\n")
+        answer = read_response(sock)
+    assert answer.status == 409
+    assert answer.body.strip() == b"Subdomain not available"
+    assert get(server.proxy_port).body == b"ok"
+
+
+def test_a_full_server_says_when_to_try_again(start_server: StartServer) -> None:
+    server = start_server(max_tunnels=1)
+    sock, answer = ask(server)
+    with sock, connect(server.connection_port) as late:
+        assert answer.status == 101
+        late.sendall(CONNECT + b"\r\n")
+        answer = read_response(late)
+        assert answer.status == 503
+        assert int(answer.get(b"retry-after") or 0) >= 1
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS", b"POST"])
+def test_any_other_method_is_a_health_check(server: TunnelServer, method: bytes) -> None:
+    with connect(server.connection_port) as sock:
+        sock.sendall(method + b" / HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = read_response(sock, method)
+        assert (answer.status, answer.body) == (200, b"")
+        assert answer.get(b"connection") == b"close"
+        assert sock.recv(10) == b""
+
+
+# -- how long -----------------------------------------------------------------
+
+
+def test_who_says_nothing_or_too_little_is_cut_off_in_time(start_server: StartServer) -> None:
+    server = start_server(handshake_timeout=0.5)
+    began = time.monotonic()
+    with connect(server.connection_port) as silent, connect(server.connection_port) as slow:
+        slow.sendall(b"CONNECT x:1 HTTP/1.1\r\n")
+        for _ in range(3):  # each byte comes in time, the whole does not
+            time.sleep(0.1)
+            slow.sendall(b"x")
+        for sock in (silent, slow):
+            try:
+                assert sock.recv(100) == b""
+            except ConnectionResetError:
+                pass
+    assert time.monotonic() - began < 2
+
+
+def test_a_client_that_never_speaks_after_its_101_is_not_listed_and_soon_freed(
+    start_server: StartServer,
+) -> None:
+    """With the default deadline, which the documentation promises: 5 s."""
+    server = start_server(tcp_ports="20000-32000")
+    (port,) = free_tunnel_ports(1)
+    wishes = (
+        (b"x-tinytun-subdomain: demo",),
+        (b"x-tinytun-type: tcp", b"x-tinytun-port: %d" % port),
+        (b"x-tinytun-type: tcp_port",),
+    )
+    silent = [ask(server, *wish) for wish in wishes]
+    assert [answer.status for _, answer in silent] == [101] * 3
+    assert listed(server) == []
+    assert len(server.registry.tunnels) == 3, "the names are not held"
+    began = time.monotonic()
+    eventually(lambda: not server.registry.tunnels, 7)
+    assert time.monotonic() - began < 5.5
+    socket.create_server(("127.0.0.1", port)).close()
+    for (sock, _), wish in zip(silent, wishes, strict=True):
+        sock.close()
+        again, answer = ask(server, *wish)
+        again.close()
+        assert answer.status == 101
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, reset])
+def test_a_name_is_free_as_soon_as_its_client_is_gone(
+    server: TunnelServer, leave: Callable[[socket.socket], None]
+) -> None:
+    for _ in range(5):
+        sock, _ = ask(server, b"x-tinytun-subdomain: demo")
+        sock.sendall(SETTINGS)
+        eventually(lambda: listed(server))
+        leave(sock)
+        eventually(lambda: not server.registry.tunnels, 2)
+        assert listed(server) == []
+
+
+def test_a_client_that_leaves_before_its_101_leaves_nothing(server: TunnelServer) -> None:
+    for _ in range(20):
+        sock = connect(server.connection_port)
+        sock.sendall(CONNECT + b"x-tinytun-subdomain: demo\r\n\r\n")
+        reset(sock)
+    eventually(lambda: not server.registry.tunnels)
+
+
+def test_a_client_that_speaks_no_http2_after_its_101_is_cut_off(server: TunnelServer) -> None:
+    sock, answer = ask(server, b"x-tinytun-subdomain: demo")
+    with sock:
+        assert answer.status == 101
+        sock.sendall(request() * 3)
+        eventually(lambda: not server.registry.tunnels, 2)
+
+
+def test_what_one_connection_does_wrong_disturbs_no_other(
+    server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    open_tunnel(start_service())
+    for bad in (b"\0" * 100, b"\x16\x03\x01\x02\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\r\n" * 50):
+        with connect(server.connection_port) as sock:
+            sock.sendall(bad)
+            assert get(server.proxy_port).status == 200
