@@ -20,7 +20,7 @@ TEST = [
     "redis>=5",
     'supervisor>=4.3; sys_platform != "win32"',
     "trustme>=1.2",
-    "websockets>=17",
+    "websockets>=17.3",
 ]
 
 setup(
