@@ -286,7 +286,8 @@ def raw_peer(
 class Wire:
     """A TCP relay inside the test's hub: cut, black-holed, or limited at will.
 
-    Connect to ``port``; everything goes to ``target``, at most ``rate`` bytes a second each way.
+    Connect to ``port``; everything goes to ``target``, at most ``rate`` bytes a second each way. A
+    limited one holds little itself, as a line does: what it does not take waits at the sender.
     """
 
     def __init__(self, target: int, *, rate: float | None = None) -> None:
@@ -295,11 +296,18 @@ class Wire:
         self._flowing = Event()
         self._flowing.set()
         self._socks: list[socket.socket] = []
-        self._listener = socket.socket(native.AF_INET, native.SOCK_STREAM)
+        self._listener = self._socket()
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen(16)
         self.port: int = self._listener.getsockname()[1]
         self._greenlets = [gevent.spawn(self._accept)]
+
+    def _socket(self) -> socket.socket:
+        sock = socket.socket(native.AF_INET, native.SOCK_STREAM)
+        if self._rate is not None:
+            sock.setsockopt(native.SOL_SOCKET, native.SO_RCVBUF, 64 * 1024)
+            sock.setsockopt(native.SOL_SOCKET, native.SO_SNDBUF, 64 * 1024)
+        return sock
 
     def black_hole(self) -> None:
         """Forwards nothing from now on, and says nothing of it."""
@@ -322,7 +330,7 @@ class Wire:
     def _accept(self) -> None:
         while True:
             near, _ = self._listener.accept()
-            far = socket.socket(native.AF_INET, native.SOCK_STREAM)
+            far = self._socket()
             far.connect(("127.0.0.1", self._target))
             self._socks += [near, far]
             for source, sink in ((near, far), (far, near)):
