@@ -6,6 +6,7 @@ import itertools
 import socket
 import struct
 import threading
+from typing import Any
 
 import pytest
 from conftest import OpenTunnel, StartServer, StartService
@@ -658,6 +659,38 @@ def test_a_stalled_visitor_blocks_nobody(
             assert piece
             rest += piece
         assert rest == big
+        stalled.sendall(request())
+        assert read_response(stalled).body == b"small", "his connection is as good as ever"
+
+
+def test_an_answer_whose_end_waits_in_the_server_is_whole_before_the_next(
+    server: TunnelServer,
+    start_service: StartService,
+    open_tunnel: OpenTunnel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel takes little for this visitor, so the end of the answer piles up in the server."""
+    tune = edge.sockets.tune
+
+    def tune_small(sock: Any) -> None:
+        tune(sock)
+        if sock.getsockname()[1] == server.proxy_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    monkeypatch.setattr(edge.sockets, "tune", tune_small)
+    body = bytes(range(256)) * 800
+    service = start_service(answering(lambda got: respond(body if got.target == b"/big" else b"small")))
+    open_tunnel(service)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(10)
+        sock.connect(("127.0.0.1", server.proxy_port))
+        for _ in range(3):
+            sock.sendall(request("demo", "/big") + request())
+            before = server.registry.tunnels["demo"].read_bytes
+            eventually(lambda before=before: server.registry.tunnels["demo"].read_bytes - before > len(body))
+            assert read_response(sock).body == body
+            assert read_response(sock).body == b"small"
 
 
 def test_a_service_that_does_not_read_blocks_nobody(
