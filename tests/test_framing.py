@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from support import Peer, Service, connect, eventually, read_response, request, respond
 
 from tinytun_gevent import Tunnel, TunnelServer
+from tinytun_gevent.server.edge import Edge
 
 REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ (/[\x21-\x7e]*|\*) HTTP/1\.[01]")
 FIELD_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+: ?[\t\x20-\x7e\x80-\xff]*")
@@ -98,6 +99,13 @@ def shared() -> Iterator[World]:
     ):
         holder.append(World(server, demo, other))
         yield holder[0]
+        edge = next(front for front in server.core.fronts if isinstance(front, Edge))
+        eventually(lambda: edge.visitors == 0, what="no visitor of the corpus is left behind")
+        for tunnel in server.registry.tunnels.values():
+            eventually(
+                lambda tunnel=tunnel: tunnel.pool.idle_count == sum(s.stream_count for s in tunnel.sessions),
+                what="no stream is open that nobody can use",
+            )
 
 
 @pytest.fixture

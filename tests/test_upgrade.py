@@ -120,14 +120,15 @@ def test_close_codes_of_the_service_arrive(server: TunnelServer, code: int, reas
 
 
 def test_close_codes_of_the_visitor_arrive(server: TunnelServer, open_tunnel: OpenTunnel) -> None:
-    closed: list[tuple[int | None, str | None]] = []
+    closed: list[tuple[int, str]] = []
     done = threading.Event()
 
     def handle(connection: ServerConnection) -> None:
         try:
             connection.recv(10)
-        except ConnectionClosed:
-            closed.append((connection.close_code, connection.close_reason))
+        except ConnectionClosed as end:
+            assert end.rcvd is not None
+            closed.append((end.rcvd.code, end.rcvd.reason))
         done.set()
 
     with serve(handle, "127.0.0.1", 0) as service:
