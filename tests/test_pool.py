@@ -275,8 +275,8 @@ def test_nobody_overtakes_those_who_wait() -> None:
     held = pool.acquire()
     queue = Queue(pool)
     queue.ask("waiting", reuse=True)
-    pool.release(held)  # wakes it, but it has not run yet
-    gevent.spawn(queue._ask, "passing", {"reuse": True})
+    gevent.spawn(queue._ask, "passing", {"reuse": True})  # runs before the one that is woken now
+    pool.release(held)
     queue.wait(1)
     assert queue.served == ["waiting"]
     pool.release(queue.got[0][1])
@@ -420,6 +420,24 @@ def test_a_connection_that_the_service_closes_while_it_rests_is_not_used_again(
     for number in range(5):
         assert get(server.proxy_port, method=b"POST", body=b"x").body == b"%d" % number
         eventually(lambda: server.registry.tunnels["demo"].sessions[0].stream_count == 0)
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nConnection: close", b"HTTP/1.0 200 OK"])
+def test_a_service_that_announces_the_end_is_taken_at_its_word(
+    server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel, head: bytes
+) -> None:
+    """Even if it leaves the connection open: it would not answer another request there."""
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.sendall(head + b"\r\nContent-Length: 2\r\n\r\nok")
+        peer.wait_end()
+
+    service = start_service(script)
+    open_tunnel(service)
+    for number in range(3):
+        assert get(server.proxy_port, method=b"POST", body=b"x").body == b"ok"
+        assert len(service.peers) == number + 1
 
 
 class Gate:

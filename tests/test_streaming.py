@@ -367,6 +367,7 @@ def test_pipelined_requests_are_answered_in_order(
         last = read_response(sock)
         assert (last.body, last.get(b"connection")) == (b"/6 ", b"close")
         assert read_rest(sock) == b"", "nothing behind close is answered"
+    assert get(server.proxy_port, "demo", "/8").status == 200  # what was sent before is there now
     assert b"/7" not in service.log, "… or forwarded"
 
 

@@ -124,11 +124,10 @@ def test_close_codes_of_the_visitor_arrive(server: TunnelServer, open_tunnel: Op
     done = threading.Event()
 
     def handle(connection: ServerConnection) -> None:
-        try:
+        with pytest.raises(ConnectionClosed) as end:
             connection.recv(10)
-        except ConnectionClosed as end:
-            assert end.rcvd is not None
-            closed.append((end.rcvd.code, end.rcvd.reason))
+        if end.value.rcvd is not None:
+            closed.append((end.value.rcvd.code, end.value.rcvd.reason))
         done.set()
 
     with serve(handle, "127.0.0.1", 0) as service:
