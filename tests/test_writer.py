@@ -14,9 +14,19 @@ from helpers import deadline, socket_pair, wait_until
 from tinytun_gevent.errors import SessionClosedError
 from tinytun_gevent.sockets import PlainEnd
 from tinytun_gevent.wire import http2
-from tinytun_gevent.writer import CHUNK, CONTROL_LIMIT, SHARED_CHUNK, TurnLock, Writer
+from tinytun_gevent.writer import (
+    CHUNK,
+    CONTROL_LIMIT,
+    JOIN_LIMIT,
+    SHARED_CHUNK,
+    SMALL,
+    TurnLock,
+    Writer,
+)
 
 BIG = 10**9
+LONG = SMALL + 1
+"""Bytes of DATA that wait for nobody's company."""
 
 
 class FakeEnd:
@@ -171,23 +181,52 @@ def test_queued_control_goes_with_the_next_data_in_one_call_and_before_it() -> N
     writer, _ = make(end)
     writer.queue(PING)
     assert not end.sent
-    assert writer.send_data(1, memoryview(b"data"), allow_all) == 4
-    assert frames(end.sent) == [(6, 0, b"12345678"), (0, 1, b"data")]
+    assert writer.send_data(1, memoryview(b"x" * LONG), allow_all) == LONG
+    assert frames(end.sent) == [(6, 0, b"12345678"), (0, 1, b"x" * LONG)]
     assert end.calls == 1
+
+
+def test_small_data_of_one_round_leaves_in_one_call_in_order() -> None:
+    end = FakeEnd()
+    writer, _ = make(end)
+    source = Source(b"from a source")
+    writer.queue(PING)
+    assert writer.send_data(1, memoryview(b"one"), allow_all) == 3
+    assert writer.send_data_from(3, source, allow_all, lambda _: None, None) == 13  # type: ignore[arg-type]
+    assert writer.send_data(5, memoryview(b"five"), allow_all) == 4
+    assert not end.sent
+    wait_until(lambda: bool(end.sent))
+    assert frames(end.sent) == [(6, 0, b"12345678"), (0, 1, b"one"), (0, 3, b"from a source"), (0, 5, b"five")]
+    assert end.calls == 1
+    assert writer.pending == 0
+
+
+def test_what_waits_because_of_small_data_never_stops_the_reader() -> None:
+    end = FakeEnd(room=0)
+    writer, _ = make(end)
+    senders = [gevent.spawn(writer.send_data, 1, memoryview(b"x" * SMALL), allow_all) for _ in range(9)]
+    gevent.idle()
+    assert JOIN_LIMIT < writer.pending + writer.unsent
+    assert writer.pending <= CONTROL_LIMIT
+    end.make_room(BIG)
+    with deadline():
+        gevent.joinall(senders, raise_error=True)
+        wait_until(lambda: len(end.sent) == 9 * (9 + SMALL))
+    assert len(frames(end.sent)) == 9
 
 
 def test_control_never_waits_for_a_blocked_sender_and_never_cuts_into_its_frame() -> None:
     end = FakeEnd(room=100)
     writer, _ = make(end)
-    sender = gevent.spawn(writer.send_data, 1, memoryview(b"x" * 1000), allow_all)
+    sender = gevent.spawn(writer.send_data, 1, memoryview(b"x" * LONG), allow_all)
     wait_until(lambda: end.room == 0)
     for _ in range(10):
         writer.control(UPDATE)  # called by the reader: would switch greenlets if it blocked
     assert writer.pending == 10 * len(UPDATE)
-    assert writer.unsent == 1009 - 100
+    assert writer.unsent == 9 + LONG - 100
     end.make_room(BIG)
     with deadline():
-        assert sender.get() == 1000
+        assert sender.get() == LONG
     assert [kind for kind, _, _ in frames(end.sent)] == [0] + [8] * 10
     assert (writer.pending, writer.unsent, writer.sent) == (0, 0, len(end.sent))
 
@@ -220,7 +259,7 @@ def test_data_waits_behind_half_sent_control() -> None:
 def test_the_reader_waits_only_beyond_the_limit() -> None:
     end = FakeEnd(room=0)
     writer, _ = make(end)
-    sender = gevent.spawn(writer.send_data, 1, memoryview(b"x" * 1000), allow_all)
+    sender = gevent.spawn(writer.send_data, 1, memoryview(b"x" * LONG), allow_all)
     gevent.idle()
     while writer.pending + len(UPDATE) <= CONTROL_LIMIT:
         writer.control(UPDATE)
@@ -288,10 +327,10 @@ def test_an_error_of_the_window_gives_the_turn_back() -> None:
 def test_data_from_a_source_is_read_behind_its_own_frame_head() -> None:
     end, charged = FakeEnd(), []
     writer, _ = make(end)
-    source = Source(b"abcdef")
-    moved = writer.send_data_from(9, source, lambda wanted: 4, charged.append, None)  # type: ignore[arg-type]
-    assert (moved, charged, source.asked) == (4, [4], [4])
-    assert frames(end.sent) == [(0, 9, b"abcd")]
+    source = Source(b"x" * (LONG + 2))
+    moved = writer.send_data_from(9, source, lambda wanted: LONG, charged.append, None)  # type: ignore[arg-type]
+    assert (moved, charged, source.asked) == (LONG, [LONG], [LONG])
+    assert frames(end.sent) == [(0, 9, b"x" * LONG)]
     assert end.calls == 1
 
 
@@ -318,6 +357,7 @@ def test_a_gate_lets_a_part_through_and_is_charged_for_that_part() -> None:
 
     got = writer.send_data_from(1, Source(b"abcdef"), allow_all, charged.append, gate)  # type: ignore[arg-type]
     assert (got, charged, bytes(kept)) == (6, [2], b"cdef")
+    wait_until(lambda: bool(end.sent))
     assert frames(end.sent) == [(0, 1, b"ab")]
 
 
@@ -328,7 +368,7 @@ def test_a_sender_killed_inside_a_frame_ends_the_connection() -> None:
     """Whatever came behind half a frame would be taken for its rest."""
     end = FakeEnd(room=50)
     writer, failures = make(end)
-    sender = gevent.spawn(writer.send_data, 1, memoryview(b"x" * 100), allow_all)
+    sender = gevent.spawn(writer.send_data, 1, memoryview(b"x" * LONG), allow_all)
     wait_until(lambda: end.room == 0)
     sender.kill()
     end.make_room(BIG)
@@ -341,8 +381,8 @@ def test_a_sender_killed_inside_a_frame_ends_the_connection() -> None:
 def test_a_broken_connection_is_reported_and_nothing_waits_on() -> None:
     end = FakeEnd(room=10)
     writer, failures = make(end)
-    first = gevent.spawn(writer.send_data, 1, memoryview(b"x" * 100), allow_all)
-    second = gevent.spawn(writer.send_data, 3, memoryview(b"x" * 100), allow_all)
+    first = gevent.spawn(writer.send_data, 1, memoryview(b"x" * LONG), allow_all)
+    second = gevent.spawn(writer.send_data, 3, memoryview(b"x" * LONG), allow_all)
     gevent.idle()
     writer.control(UPDATE * (CONTROL_LIMIT // len(UPDATE) + 1))
     reader = gevent.spawn(writer.wait_drained)

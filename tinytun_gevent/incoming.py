@@ -114,7 +114,8 @@ class Incoming:
         if self._preface_left:
             view = self._check_preface(view)
         self._splitter.feed(view)
-        self._session.writer.control(self._session.conn.take_output())
+        if output := self._session.conn.take_output():
+            self._session.writer.control(output)
 
     def _check_preface(self, view: memoryview) -> memoryview:
         expected = self._preface_left[: len(view)]
@@ -194,7 +195,7 @@ class Incoming:
         """The connection's window stays at its maximum, so that no stream can stop the others."""
         self._used += count
         if self._used >= CONNECTION_CREDIT:
-            self._session.writer.queue(http2.window_update(0, self._used))
+            self._session.writer.control(http2.window_update(0, self._used))
             self._used = 0
 
     def _open_window(self, frame: memoryview, stream_id: int) -> bool:

@@ -125,7 +125,7 @@ class Stream:
         self.session.send_response(self)
 
     def sendall(self, data: Buffer) -> None:
-        """Sends ``data``; blocks until the kernel has all of it.
+        """Sends ``data``; blocks until the kernel has all of it, or will have a small rest at once.
 
         Raises :class:`StreamResetError` or :class:`SessionClosedError`.
         """

@@ -24,6 +24,13 @@ SHARED_CHUNK: Final = 64 * 1024
 CONTROL_LIMIT: Final = 64 * 1024
 """Bytes of control frames that may wait unsent before the session stops reading."""
 
+SMALL: Final = 16 * 1024
+"""DATA bytes that are copied behind what is queued, to leave with others in one system call."""
+
+JOIN_LIMIT: Final = 32 * 1024
+"""Queued bytes to which more DATA is added; with :data:`SMALL` below :data:`CONTROL_LIMIT`,
+so that what waits here because of visitors never stops the reader."""
+
 _scratch: list[bytearray] = []
 """Buffers for one frame each; as many as senders were ever blocked at once."""
 
@@ -81,6 +88,8 @@ class Writer:
         self._control = bytearray()
         self._lock = TurnLock()
         self._drained = Event()
+        self._loop = gevent.get_hub().loop
+        self._flush_due = False
         #: Bytes handed to the kernel so far, and those that a frame under way still holds.
         self.sent = 0
         self.unsent = 0
@@ -89,7 +98,7 @@ class Writer:
 
     @property
     def pending(self) -> int:
-        """Bytes of control frames that wait."""
+        """Bytes that wait: control frames, and small DATA frames on their way."""
         return len(self._control)
 
     def queue(self, frames: Buffer) -> None:
@@ -119,8 +128,18 @@ class Writer:
         """Sends one DATA frame with as much of ``payload`` as is allowed; returns how much.
 
         ``allow`` gets the bytes wanted when the turn has come, and answers and charges what
-        the windows permit, or raises. Blocks for the turn and until the kernel has the frame.
+        the windows permit, or raises. Blocks for the turn and until the kernel has the frame;
+        a small one leaves when this round of the event loop is over, with others like it.
         """
+        if len(payload) <= SMALL and not self._lock.held and self._may_join():
+            count = allow(len(payload))
+            if count:
+                head = bytearray(http2.FRAME_HEAD)
+                http2.pack_head(head, count, http2.DATA, 0, stream_id)
+                self._control += head
+                self._control += payload[:count]
+                self._flush_soon()
+            return count
         self._lock.acquire()
         try:
             count = allow(min(len(payload), SHARED_CHUNK if self._lock.wanted else CHUNK))
@@ -147,6 +166,7 @@ class Writer:
         """
         self._lock.acquire()
         buffer = _scratch.pop() if _scratch else bytearray(http2.FRAME_HEAD + CHUNK)
+        joined = False
         try:
             count = allow(SHARED_CHUNK if self._lock.wanted else CHUNK)
             if not count:
@@ -159,11 +179,34 @@ class Writer:
             if passed:
                 charge(passed)
                 http2.pack_head(buffer, passed, http2.DATA, 0, stream_id)
-                self._send(view[: http2.FRAME_HEAD + passed])
+                frame = view[: http2.FRAME_HEAD + passed]
+                joined = passed <= SMALL and not self._lock.wanted and self._may_join()
+                if joined:
+                    self._control += frame
+                else:
+                    self._send(frame)
             return got
         finally:
             _scratch.append(buffer)
-            self._release()
+            if joined:
+                self._flush_soon()
+                self._lock.release()
+            else:
+                self._release()
+
+    def _may_join(self) -> bool:
+        """Whether a small frame may wait for company; over TLS each wait would cost a greenlet."""
+        return self._end.direct and len(self._control) <= JOIN_LIMIT and not self._torn
+
+    def _flush_soon(self) -> None:
+        """Sends what is queued when all greenlets that are ready now have run."""
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.run_callback(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        self.control()
 
     def _send(self, *parts: Buffer) -> None:
         """Sends the queued control frames and ``parts`` behind them. Blocks; needs the lock."""
