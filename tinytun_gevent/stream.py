@@ -201,6 +201,7 @@ class Stream:
                 return window
             self._window_open = Event()
             self.session.block(self)
+            self.session.flush()
             try:
                 if not self._window_open.wait(None if source is None else LOOK) and source is not None:
                     source.check()

@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 
+from .. import garbage
 from ..errors import UsageError
 from .agent import Agent
 from .config import check_log_level, config_from_arguments
@@ -33,6 +34,7 @@ def run(arguments: Mapping[str, Any]) -> int:
     config = config_from_arguments(arguments, os.environ)
     if config.insecure:
         logging.getLogger(__name__).warning("--insecure: anybody on the way can read and change everything")
+    garbage.calm()
     with choose_ui(str(config.target), quiet) as ui:
         agent = Agent(config, ui)
         stop_on_signals(agent, ui)

@@ -82,6 +82,7 @@ class Visitor:
         "_buffer",
         "_core",
         "_end",
+        "_ended",
         "_finished",
         "_head_patience",
         "_head_since",
@@ -106,10 +107,12 @@ class Visitor:
         #: The exchange under way; its answer may still be on the way while the next head is read.
         self.exchange: Exchange | None = None
         self._buffer = bytearray()
-        forwarding = http1.Forwarding(self.client[0], plain(sock.getsockname())[1])
+        forwarding = http1.Forwarding(self.client[0], core.config.proxy_port)
         #: Sends his requests on.
         self.forwarder = Forwarder(core, self._end, self._buffer, forwarding)
         self._waiting: Event | None = None
+        #: He has half-closed.
+        self._ended = False
         #: Nothing more will be answered: set with the half-close, and when it was.
         self._finished = False
         self._since = time.monotonic()
@@ -181,7 +184,7 @@ class Visitor:
         """The next request's head; None when the visitor has ended his side. Blocks."""
         buffer, searched = self._buffer, 0
         limit = self.request_limits.bytes
-        while True:
+        while not self._ended:
             if buffer:
                 end = http1.head_end(buffer, 0, searched)
                 if end > limit or (end < 0 and len(buffer) > limit):
@@ -195,10 +198,10 @@ class Visitor:
                 self._head_since = self._head_since or time.monotonic()
             data = self._end.recv(READ_SIZE)
             if not data:
-                return None
-            if self._finished:
-                continue
-            buffer += data
+                self._ended = True
+            elif not self._finished:
+                buffer += data
+        return None
 
     def _serve(self, head: bytes) -> None:
         """Sends one request to where it belongs; returns when all of it has been sent."""
@@ -304,7 +307,7 @@ class Visitor:
         self._buffer.clear()
         try:
             self.sink.wait_done()
-            while self._end.recv(READ_SIZE):
+            while not self._ended and self._end.recv(READ_SIZE):
                 pass
         except OSError:
             pass

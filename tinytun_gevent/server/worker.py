@@ -18,7 +18,7 @@ from gevent.event import Event
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
-from .. import __version__
+from .. import __version__, garbage
 from . import logs
 from .app import Serving
 from .config import ServerConfig
@@ -59,6 +59,7 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serves; returns when everything has been drained."""
         self._serving.start()
+        garbage.calm()
         self._announce()
         while self.alive:
             self.notify()
