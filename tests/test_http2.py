@@ -233,6 +233,18 @@ def test_a_block_that_unpacks_to_too_much_is_refused() -> None:
         acceptor().receive_data(headers(1, bomb))
 
 
+def test_settings_that_nobody_knows_are_forgotten() -> None:
+    connection = acceptor()
+    before = len(connection.remote_settings)
+    for start in range(0x100, 0x10000, 0x100):
+        unknown = dict.fromkeys(range(start, start + 0x100), 1)
+        connection.receive_data(
+            SettingsFrame(0, unknown | {SettingsFrame.MAX_FRAME_SIZE: 20_000}).serialize()
+        )
+    assert connection.max_outbound_frame_size == 20_000
+    assert len(connection.remote_settings) <= before + 1
+
+
 # -- many streams -------------------------------------------------------------
 
 

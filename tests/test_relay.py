@@ -201,13 +201,14 @@ def test_a_visitor_who_leaves_while_his_bytes_wait_for_a_window_is_noticed() -> 
         finish(end)
 
 
-def test_a_visitor_who_half_closed_and_then_leaves_is_noticed_with_the_next_bytes() -> None:
+@pytest.mark.parametrize("answering", [False, True])
+def test_a_visitor_who_half_closed_and_then_leaves_is_noticed(answering: bool) -> None:
     with relayed() as end:
         end.visitor.shutdown(native.SHUT_WR)
         end.far.wait_end()
         set_reset(end.visitor)
         end.visitor.close()
-        sender = gevent.spawn(end.far.stream.sendall, b"x" * (64 * MIB))
+        sender = gevent.spawn(end.far.stream.sendall, b"x" * (64 * MIB if answering else 0))
         assert isinstance(end.far.wait_error(), StreamResetError)
         sender.kill()
         finish(end)
@@ -334,6 +335,17 @@ def test_every_byte_is_delivered_in_order_and_every_credit_given_once(
     assert sink.idle
     assert sink.end is not None
     sink.end.close()
+    visitor.close()
+
+
+def test_an_empty_write_behind_a_backlog_is_no_obstacle() -> None:
+    sink, stream, visitor = sink_on_a_socket()
+    sink.write(b"x" * 39678, 39678)
+    sink.write(b"", 0)
+    sink.write(b"", 5)
+    sink.finish()
+    assert len(read_all(visitor)) == 39678
+    assert stream.credit == 39683
     visitor.close()
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import gevent
 import pytest
-from gevent import socket
+import trustme
+from gevent import socket, ssl
 from helpers import (
     MIB,
     ORIGINAL_REQUEST,
@@ -233,6 +234,20 @@ def test_the_opener_accepts_no_streams() -> None:
         with deadline():
             session.closed.wait()
         assert isinstance(session.error, PeerProtocolError)
+
+
+def test_a_session_whose_stream_numbers_are_used_up_makes_way_for_another() -> None:
+    with session_pair() as pair:
+        near, far = pair.open()
+        pair.opener.conn.highest_outbound_stream_id = 2**31 - 3
+        last, _ = pair.open()
+        assert last.stream.id == 2**31 - 1
+        with pytest.raises(SessionClosedError):
+            pair.opener.open()
+        near.wait_error()
+        far.wait_error()
+        with deadline():
+            pair.acceptor.closed.wait()
 
 
 def test_hundreds_of_streams_one_after_the_other_leave_nothing() -> None:
@@ -680,6 +695,58 @@ def test_going_away_twice_says_it_once() -> None:
         with deadline():
             peer.wait_goaway()
             assert peer.next() is None
+
+
+# -- over TLS ----------------------------------------------------------------
+
+
+def tls_pair() -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+    authority = trustme.CA()
+    opener, acceptor = socket_pair()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(client)
+    shaking = gevent.spawn(client.wrap_socket, acceptor, server_hostname="localhost")
+    with deadline():
+        return server.wrap_socket(opener, server_side=True), shaking.get()
+
+
+def test_bulk_both_ways_over_tls_beside_many_small_streams() -> None:
+    with session_pair(sockets=tls_pair()) as pair:
+        bulk, far = pair.open()
+        payload = bytes(range(256)) * (16 * 1024)
+        senders = [gevent.spawn(end.stream.sendall, payload) for end in (bulk, far)]
+        for number in range(50):
+            near, there = pair.open()
+            near.stream.sendall(b"%d" % number)
+            near.stream.shutdown()
+            assert there.wait_end() == b"%d" % number
+            there.stream.sendall(b"answer")
+            there.stream.shutdown()
+            assert near.wait_end() == b"answer"
+        with deadline(30):
+            gevent.joinall(senders, raise_error=True)
+        assert bulk.wait(len(payload)) == payload
+        assert far.wait(len(payload)) == payload
+        assert pair.opener.stream_count == pair.acceptor.stream_count == 1
+
+
+@pytest.mark.parametrize("side", ["opener", "acceptor"])
+def test_resets_and_the_end_of_a_session_over_tls(side: str) -> None:
+    with session_pair(sockets=tls_pair()) as pair:
+        near, far = pair.open(hold=True)
+        blocked = gevent.spawn(near.stream.sendall, b"x" * MIB)
+        other, there = pair.open()
+        there.stream.reset()
+        assert isinstance(other.wait_error(), StreamResetError)
+        assert not pair.opener.closed.is_set()
+        getattr(pair, side).close()
+        with deadline():
+            pair.opener.closed.wait()
+            pair.acceptor.closed.wait()
+            blocked.join()
+        assert isinstance(near.wait_error(), SessionClosedError)
+        assert isinstance(far.wait_error(), SessionClosedError)
 
 
 # -- the end ------------------------------------------------------------------

@@ -16,7 +16,7 @@ from gevent.event import Event
 
 from tinytun_gevent.errors import SessionError
 from tinytun_gevent.sockets import End, Interrupted
-from tinytun_gevent.stream import CANCEL, Gate, Upstream
+from tinytun_gevent.stream import CANCEL, LOOK, Gate, Upstream
 
 GATHER: Final = 64
 """Buffers sent in one system call at most, well under every platform's IOV_MAX."""
@@ -70,13 +70,13 @@ class SocketSink:
         """Whether nothing more will be delivered: all of it was, or the rest was dropped."""
         return self._ended is True
 
-    def wait_done(self) -> None:
-        """Blocks until :attr:`done`."""
+    def wait_done(self, timeout: float | None = None) -> bool:
+        """Blocks until :attr:`done`, for ``timeout`` seconds at most; whether it is."""
         if self._ended is True:
-            return
+            return True
         if self._ended is False:
             self._ended = Event()
-        self._ended.wait()
+        return bool(self._ended.wait(timeout))
 
     def attach(self, end: End) -> None:
         """Gives the socket later than the first bytes."""
@@ -106,6 +106,9 @@ class SocketSink:
         ``credit`` is how many received bytes they stand for: a rewritten head has another length.
         """
         if self._ended is True:
+            return
+        if not len(data):  # sending it would never make progress
+            self._give(credit)
             return
         if not self._backlog and not self._draining and self.end is not None:
             try:
@@ -211,7 +214,8 @@ def relay(stream: Upstream, sink: SocketSink, gate: Gate | None = None) -> None:
     assert end is not None
     try:
         pump(stream, end, gate)
-        sink.wait_done()
+        while not sink.wait_done(LOOK):
+            end.check()  # nobody reads any more, so nothing else would tell of a reset
     except (SessionError, Interrupted):
         if sink.refused:
             return

@@ -18,6 +18,7 @@ from typing import Final
 import gevent
 from gevent import socket
 from gevent.event import Event
+from h2.exceptions import NoAvailableStreamIDError
 
 from tinytun_gevent import sockets
 from tinytun_gevent.errors import (
@@ -214,7 +215,11 @@ class Session:
             raise self.error or SessionClosedError("the session takes no new streams")
         if not self.has_room:
             raise StreamLimitError(f"all {self.peer_max_streams} streams are in use")
-        stream_id = self.conn.get_next_available_stream_id()
+        try:
+            stream_id = self.conn.get_next_available_stream_id()
+        except NoAvailableStreamIDError as error:  # after 2^30 streams: the peer opens a new session
+            self.close(SessionClosedError("all stream numbers are used up"))
+            raise SessionClosedError("all stream numbers are used up") from error
         self.conn.send_headers(stream_id, http2.request_fields(visitor))
         self.writer.queue(self.conn.take_output())
         return self.add(stream_id, [])

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gevent import socket
+from gevent.pool import Pool
 from gevent.server import StreamServer
 
 from tinytun_gevent import sockets
@@ -67,7 +68,8 @@ class TcpPorts:
         def serve(visitor: socket.socket, address: Address) -> None:
             self._visitors.serve(tunnel, end_of(visitor), plain(address))
 
-        server = StreamServer(sock, serve)
+        # A full pool stops accepting.
+        server = StreamServer(sock, serve, spawn=Pool(config.max_connections))
         server.start()
         self._servers[tunnel.id] = server
 

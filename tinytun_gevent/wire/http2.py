@@ -20,7 +20,7 @@ from h2.settings import SettingCodes, Settings
 from h2.stream import StreamClosedBy
 from hpack.hpack import Decoder
 from hpack.struct import HeaderTuple, NeverIndexedHeaderTuple
-from hyperframe.frame import GoAwayFrame, RstStreamFrame
+from hyperframe.frame import GoAwayFrame, RstStreamFrame, SettingsFrame
 
 Field = tuple[bytes, bytes]
 
@@ -52,6 +52,8 @@ REQUEST_FIELDS: Final[tuple[Field, ...]] = (
 """What opens a stream: the original's client insists on ``:scheme``, h2 on ``:authority``."""
 
 RESPONSE_FIELDS: Final[tuple[Field, ...]] = ((b":status", b"200"),)
+
+_KNOWN_SETTINGS: Final = frozenset(int(code) for code in SettingCodes)
 
 _HEAD = struct.Struct(">BHBBL")
 _UPDATE = struct.Struct(">BHBBLL")
@@ -192,6 +194,11 @@ class Connection(H2Connection):
         frame = RstStreamFrame(stream_id)
         frame.error_code = code
         self._prepare_for_sending([frame])
+
+    def _receive_settings_frame(self, frame: SettingsFrame) -> tuple[list[Any], list[Event]]:
+        """Settings that nobody knows are to be ignored (§6.5.2); h2 would keep them all for ever."""
+        frame.settings = {code: value for code, value in frame.settings.items() if code in _KNOWN_SETTINGS}
+        return super()._receive_settings_frame(frame)
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Any], list[Event]]:
         event = ConnectionTerminated()
