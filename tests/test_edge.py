@@ -735,7 +735,7 @@ def test_connections_leave_nothing_behind(
             assert read_response(sock).status == 200
         (reset if number % 2 else socket.socket.close)(sock)
     eventually(lambda: edge_of(server).visitors == 0)
-    assert edge_of(server).busy == 0
+    assert server.core.busy == 0
 
 
 def test_stopping_lets_exchanges_finish_and_closes_idle_visitors(

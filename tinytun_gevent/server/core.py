@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-import gevent
 from gevent import socket
+from gevent.event import Event
 
 from ..errors import TryLaterError
 from ..registry import Registry, Tunnel
@@ -24,16 +24,9 @@ log = logging.getLogger("tinytun_gevent.server")
 RETRY_AFTER: Final = 1.0
 """Seconds after which a client turned away by a draining server tries again: its successor is up."""
 
-DRAIN_TICK: Final = 0.05
-"""Seconds between two looks at whether a draining server is done."""
-
 
 class Front(Protocol):
     """What serves one kind of connection: the CONNECT listener, the HTTP edge, the TCP front."""
-
-    @property
-    def busy(self) -> int:
-        """How many exchanges (or opaque connections) it carries now."""
 
     def handle(self, sock: socket.socket, address: tuple[str, int]) -> None:
         """Serves one connection to its end and closes it; blocks."""
@@ -73,6 +66,9 @@ class ServerCore:
         self.answer_limits = HeadLimits(config.answer_head_bytes, config.answer_head_fields)
         #: Whether the server is stopping: no new tunnels, no further request on a connection.
         self.draining = False
+        #: How many exchanges, and connections carried as they are, there are now.
+        self.busy = 0
+        self._quiet = Event()
         #: What serves connections; drained together.
         self.fronts: list[Front] = []
         #: Looks at the deadlines of everybody's connections once a second.
@@ -118,10 +114,15 @@ class ServerCore:
             self.clock.watch(pool)
         return pool
 
-    @property
-    def busy(self) -> int:
-        """How many exchanges are running."""
-        return sum(front.busy for front in self.fronts)
+    def begin(self) -> None:
+        """An exchange, or a connection that is carried as it is, starts; :meth:`end` follows."""
+        self.busy += 1
+
+    def end(self) -> None:
+        """What :meth:`begin` announced is over."""
+        self.busy -= 1
+        if not self.busy:
+            self._quiet.set()
 
     def drain(self, deadline: float) -> bool:
         """Stops: no new tunnels, running exchanges end, then every session is closed.
@@ -130,14 +131,16 @@ class ServerCore:
         ended by themselves. The listening sockets should be closed before. Idempotent.
         """
         self.begin_drain()
-        while (busy := self.busy) and time.monotonic() < deadline:
-            gevent.sleep(DRAIN_TICK)
+        while self.busy and (left := deadline - time.monotonic()) > 0:
+            self._quiet.clear()
+            self._quiet.wait(left)
+        ended = not self.busy
         self.peers.stop()
         self.clock.stop()
         for tunnel in list(self.registry.tunnels.values()):
             for session in list(tunnel.sessions):
                 session.close()
-        return not busy
+        return ended
 
     def begin_drain(self) -> None:
         """Says that the server is stopping, without waiting for anything; idempotent."""

@@ -50,11 +50,6 @@ class Edge:
         self._visitors: set[Visitor] = set()
 
     @property
-    def busy(self) -> int:
-        """Visitors with an exchange under way."""
-        return sum(1 for visitor in self._visitors if visitor.exchange is not None)
-
-    @property
     def visitors(self) -> int:
         return len(self._visitors)
 
@@ -209,6 +204,7 @@ class Visitor:
         route = find_route(self._core, request, self.client[0])
         tunnel_id = route.id if isinstance(route, Tunnel) else ""
         exchange = self.exchange = Exchange(self, request, tunnel_id)
+        self._core.begin()
         try:
             if isinstance(route, Failure):
                 exchange.fail(route)
@@ -244,9 +240,10 @@ class Visitor:
     def exchange_over(self, exchange: Exchange) -> None:
         """The exchange has ended; the next one may begin, or the connection ends."""
         self._core.observe(exchange)
+        self._core.end()
         self.exchange = None
         self._served = True
-        self.sink.stream = None
+        self.sink.part()
         self._since = time.monotonic()
         if exchange.close or self.draining:
             self._finish()

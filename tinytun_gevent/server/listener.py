@@ -37,10 +37,6 @@ class Listener:
         self._core = core
         self.ports = TcpPorts(core)
 
-    @property
-    def busy(self) -> int:
-        return self.ports.busy
-
     def drain(self) -> None:
         self.ports.drain()
 

@@ -47,10 +47,6 @@ class TcpPorts:
         self._servers: dict[str, StreamServer] = {}
         self._visitors = TcpVisitors(core)
 
-    @property
-    def busy(self) -> int:
-        return self._visitors.count
-
     def listen(self, tunnel: Tunnel) -> None:
         """Binds the tunnel's port. Raises ``NameTakenError`` if another program has it."""
         assert isinstance(tunnel.name, int)
@@ -92,10 +88,6 @@ class TcpFront:
     def __init__(self, core: ServerCore) -> None:
         self._core = core
         self._visitors = TcpVisitors(core)
-
-    @property
-    def busy(self) -> int:
-        return self._visitors.count
 
     def drain(self) -> None:
         """There is nothing idle here."""
@@ -150,8 +142,6 @@ class TcpVisitors:
 
     def __init__(self, core: ServerCore) -> None:
         self._core = core
-        #: How many there are now.
-        self.count = 0
 
     def serve(self, tunnel: Tunnel, end: End, visitor: Address, early: bytes = b"") -> None:
         """Carries one visitor of a tunnel; blocks until he or the service is done, closes ``end``."""
@@ -178,7 +168,7 @@ class TcpVisitors:
         sink = _Doorway(stream, end, len(early))
         stream.receiver = sink
         watch = _VisitorWatch(self._core, stream)
-        self.count += 1
+        self._core.begin()
         self._core.clock.watch(watch)
         try:
             if early:
@@ -191,7 +181,7 @@ class TcpVisitors:
                 end.abort()
         finally:
             self._core.clock.forget(watch)
-            self.count -= 1
+            self._core.end()
         return sink.refused
 
 
