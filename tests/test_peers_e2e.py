@@ -362,6 +362,23 @@ def test_a_port_that_nobody_has_is_a_reset_soon(cluster: list[ServerProcess]) ->
         assert time.monotonic() - began < 1
 
 
+def test_what_a_peer_sends_is_not_sent_on(
+    cluster: list[ServerProcess], start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    """So two servers that each believe the other to have a tunnel send nobody in circles."""
+    tcp = open_tunnel(start_service(echo), server=cluster[0], kind="tcp")
+    open_tunnel(start_service(), server=cluster[0])
+    for server in cluster[1:]:
+        assert get(server, "demo") == (200, b"ok")
+        with socket.create_connection(("127.0.0.1", server.tcp_proxy_port), DEADLINE) as peer:
+            peer.sendall(header(tcp))
+            with pytest.raises(ConnectionResetError):
+                Source(peer).rest()
+        with socket.create_connection(("127.0.0.1", server.proxy_port), DEADLINE) as peer:
+            peer.sendall(request("demo", "/", b"X-Tinytun-Hop: 1"))
+            assert read_response(peer).status == 404
+
+
 # -- peers that fail ----------------------------------------------------------
 
 

@@ -790,6 +790,17 @@ def test_requests_that_arrive_during_the_close_start_nothing() -> None:
         assert all(inbox.error is not None for inbox in pair.accepted)
 
 
+def test_requests_behind_the_one_that_closed_the_session_start_nothing() -> None:
+    with raw_peer(opener=False) as (session, peer, pair):
+        session.on_stream = lambda stream: (pair.on_stream(stream), session.close())  # type: ignore[assignment]
+        peer.send(*(headers_frame(number) for number in range(1, 41, 2)))
+        with deadline():
+            peer.wait_end()
+        assert session.stream_count == 0
+        assert len(pair.accepted) == 1
+        assert pair.accepted[0].error is not None
+
+
 def test_a_lost_connection_aborts_the_streams() -> None:
     with raw_peer(opener=False) as (session, peer, pair):
         peer.send(headers_frame(1), data_frame(1, b"half"))
