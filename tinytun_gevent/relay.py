@@ -6,6 +6,7 @@ RST_STREAM, and the other way round.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -20,6 +21,10 @@ from tinytun_gevent.stream import CANCEL, LOOK, Gate, Upstream
 
 GATHER: Final = 64
 """Buffers sent in one system call at most, well under every platform's IOV_MAX."""
+
+LAST_WORDS: Final = 1.0
+"""Seconds to pass on what came from a socket that takes no more bytes: a service that answers 413
+and closes has said so before its reset."""
 
 
 class SocketSink:
@@ -95,10 +100,22 @@ class SocketSink:
 
     def abort(self) -> None:
         """Drops what is left and resets the socket. Idempotent, never blocks."""
-        self._backlog.clear()
+        self._drop()
         self._set_done()
         if self.end is not None:
             self.end.abort()
+
+    def part(self) -> None:
+        """Leaves its stream: what still waits is delivered, and credited to nobody, least the next one."""
+        self._give(self._take_credit())
+        self.stream = None
+
+    def _take_credit(self) -> int:
+        """The credit for all that waits, which will not be given again."""
+        waiting = sum(credit for _, credit in self._backlog)
+        if waiting:
+            self._backlog = deque((piece, 0) for piece, _ in self._backlog)
+        return waiting
 
     def write(self, data: bytes | memoryview, credit: int) -> None:
         """Delivers bytes, now or as soon as the socket takes them. Never blocks.
@@ -158,8 +175,10 @@ class SocketSink:
         """Sends from the front of the backlog; blocks until the kernel takes something."""
         if not end.direct:
             piece, credit = self._backlog.popleft()
-            end.sendall(piece)
-            self._give(credit)
+            try:
+                end.sendall(piece)
+            finally:
+                self._give(credit)
             return
         sent = end.sendmsg_now([piece for piece, _ in islice(self._backlog, GATHER)])
         if not sent:
@@ -193,9 +212,14 @@ class SocketSink:
 
     def _lost(self) -> None:
         if self._ended is not True:
-            self._backlog.clear()
             self._set_done()
             self.on_lost()
+            self._drop()
+
+    def _drop(self) -> None:
+        """Gives up what waits; it counts as delivered where the stream is over but not aborted."""
+        self._give(self._take_credit())
+        self._backlog.clear()
 
     def _reset_stream(self) -> None:
         if self.stream is not None:
@@ -212,10 +236,26 @@ def relay(stream: Upstream, sink: SocketSink, gate: Gate | None = None) -> None:
     """
     end = sink.end
     assert end is not None
+    lost = False
+
+    def last_words() -> None:
+        """The socket takes no more, but may have sent an answer: there is a moment to pass it on."""
+        nonlocal lost
+        lost = True
+        gevent.spawn_later(LAST_WORDS, stream.reset, CANCEL)
+
+    sink.on_lost = last_words
     try:
-        pump(stream, end, gate)
+        while stream.send_from(end, 0, gate):
+            pass
+        if not lost:
+            stream.shutdown()
         while not sink.wait_done(LOOK):
             end.check()  # nobody reads any more, so nothing else would tell of a reset
+        if sink.refused:
+            return
+        if lost:
+            raise ConnectionResetError(errno.ECONNRESET, "the socket takes no more")
     except (SessionError, Interrupted):
         if sink.refused:
             return

@@ -48,6 +48,7 @@ class Exchange:
         "request_sent",
         "response",
         "response_bytes",
+        "sending",
         "started",
         "started_at",
         "status",
@@ -71,6 +72,8 @@ class Exchange:
         self.replay: bytes | None = None
         #: Whether the whole request has been sent, so far as there is a body to wait for.
         self.request_sent = not request.length
+        #: Whether a greenlet is still sending on the stream, whose end an early answer overtakes.
+        self.sending = False
         #: Whether the visitor has got any byte of a final answer.
         self.started = False
         self.response: http1.ResponseHead | None = None
@@ -93,9 +96,15 @@ class Exchange:
         """Becomes the receiver of the stream that the request is about to be sent on."""
         self.stream = stream
         self.pooled = pooled
+        self.sending = True
         self.waiting_since = time.monotonic()
         self.visitor.sink.stream = stream
         stream.receiver = self
+
+    def sent_on(self, stream: Upstream) -> None:
+        """Nobody sends on ``stream`` any more; another one may have taken its place."""
+        if stream is self.stream:
+            self.sending = False
 
     # -- the receiver ---------------------------------------------------------
 
@@ -254,6 +263,7 @@ class Exchange:
             self._complete()
 
     def _complete(self) -> None:
+        self.over = True  # before a reset of the stream can report an end once more
         self._give_back_stream()
         self._end()
 
@@ -261,7 +271,9 @@ class Exchange:
         stream, response = self.stream, self.response
         if stream is None or response is None:
             return
-        if self.request_sent and response.keep_alive and self.request.minor == 1 and not stream.remote_ended:
+        if self.sending:  # what is left of this request would get into the next one
+            stream.reset(CANCEL)
+        elif self.request_sent and response.keep_alive and self.request.minor == 1 and not stream.remote_ended:
             self.visitor.forwarder.give_back(stream)
         elif self.request_sent and stream.remote_ended:
             stream.shutdown()

@@ -134,6 +134,6 @@ class Forwarder:
 
     def _resend(self, exchange: Exchange, request: bytes, refused: bool) -> None:
         try:
-            send_whole(self._acquire(exchange, fresh=True, first=refused), request)
+            send_whole(exchange, self._acquire(exchange, fresh=True, first=refused), request)
         except SessionError as error:
             exchange.fail(failure_of(error))

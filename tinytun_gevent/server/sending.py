@@ -22,7 +22,7 @@ def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End,
     length = exchange.request.length
     if not length:
         exchange.replay = head
-        send_whole(stream, head)
+        send_whole(exchange, stream, head)
         return
     body = LengthBody(length) if length > 0 else ChunkedBody(False)
     used = body.feed(buffer) if buffer else 0
@@ -39,9 +39,10 @@ def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End,
     except SessionError:
         if not stream.closed:
             raise
+    exchange.sent_on(stream)
 
 
-def send_whole(stream: Upstream, request: bytes) -> None:
+def send_whole(exchange: Exchange, stream: Upstream, request: bytes) -> None:
     """Sends a whole request. Blocks.
 
     A stream that ends meanwhile is no error here: its exchange was told, and has answered or
@@ -52,6 +53,7 @@ def send_whole(stream: Upstream, request: bytes) -> None:
     except SessionError:
         if not stream.closed:
             raise
+    exchange.sent_on(stream)
 
 
 def _send_more(stream: Upstream, source: End, body: LengthBody | ChunkedBody, buffer: bytearray) -> None:

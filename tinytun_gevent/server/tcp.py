@@ -200,6 +200,7 @@ class _Doorway(SocketSink):
         replayable = isinstance(stream, Stream) and stream.sent <= self._early and not stream.received
         if replayable and error.is_refusal:
             self.refused = True
+            self._set_done()  # the visitor may have half-closed: then that is what is waited for
             if self.end is not None:
                 self.end.interrupt()
         else:
