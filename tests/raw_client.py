@@ -26,7 +26,7 @@ E = TypeVar("E", bound=Event)
 
 
 class RawClient:
-    """Opens an HTTP tunnel and does nothing of itself but HTTP/2's housekeeping.
+    """Opens an HTTP tunnel, or with ``port`` a TCP one, and does nothing but HTTP/2's housekeeping.
 
     Events come from :meth:`next` in order; streams are answered with :meth:`accept`,
     :meth:`send`, :meth:`end` and :meth:`reset`.
@@ -38,13 +38,15 @@ class RawClient:
         subdomain: str = "demo",
         max_streams: int = 100,
         window: int = 65535,
+        port: int | None = None,
     ) -> None:
         """``window`` is how many bytes the server may send on a stream before it must wait."""
         self.sock = connect(server.connection_port)
-        self.sock.sendall(
-            b"CONNECT 127.0.0.1:%d HTTP/1.1\r\nx-tinytun-type: http\r\nx-tinytun-subdomain: %b\r\n\r\n"
-            % (server.connection_port, subdomain.encode())
-        )
+        if port is None:
+            wish = b"x-tinytun-type: http\r\nx-tinytun-subdomain: %b" % subdomain.encode()
+        else:
+            wish = b"x-tinytun-type: tcp\r\nx-tinytun-port: %d" % port
+        self.sock.sendall(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n%b\r\n\r\n" % (server.connection_port, wish))
         head = Source(self.sock).until(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 "), head
         self._conn = H2Connection(H2Configuration(client_side=False, header_encoding=None))
@@ -65,7 +67,8 @@ class RawClient:
         self.sock.settimeout(None)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        eventually(lambda: getattr(server.registry.find_host(f"{subdomain}.localhost"), "ready", False))
+        name = subdomain if port is None else port
+        eventually(lambda: name in server.registry.tunnels and server.registry.tunnels[name].ready)
 
     def next(self, kind: type[E]) -> E:
         """The next event of that kind; earlier ones of other kinds are dropped.

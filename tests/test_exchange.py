@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import OpenTunnel, StartServer, StartService
-from h2.events import RequestReceived
+from h2.events import RequestReceived, StreamReset
 from raw_client import RawClient
 from support import (
     DEADLINE,
@@ -215,6 +215,20 @@ def test_a_stream_refused_while_its_request_waits_for_a_window(server: TunnelSer
         client.send(stream_id, respond(b"fine"))
         response = read_response(sock)
         assert (response.status, response.body) == (200, b"fine")
+
+
+def test_an_answer_that_overtakes_its_request_leaves_the_stream_to_nobody(server: TunnelServer) -> None:
+    """The body is at hand, but waits for a window: another request must not get in between."""
+    with RawClient(server, window=400) as client, connect(server.proxy_port) as sock:
+        sock.sendall(request("demo", "/a", method=b"POST", body=b"A" * 2000))
+        first, _ = client.next_request()
+        client.send(first, respond(b"early"))
+        assert read_response(sock).body == b"early"
+        assert client.next(StreamReset).stream_id == first
+        sock.sendall(request("demo", "/b"))
+        second, head = client.next_request()
+        assert second != first
+        assert head.startswith(b"GET /b ")
 
 
 def test_a_stream_cancelled_before_any_answer_is_a_service_that_refused(server: TunnelServer) -> None:
@@ -449,6 +463,9 @@ def test_every_exchange_is_observed_once(
             if got.target == b"/bad":
                 peer.sendall(b"nonsense\r\n\r\n")
                 return
+            if got.target == b"/last":
+                peer.sendall(respond(b"y" * 10, b"Connection: close"))
+                return
             answer = respond(b"x" * 1000)
             peer.sendall(head_of(answer) if got.method == b"HEAD" else answer)
 
@@ -457,13 +474,15 @@ def test_every_exchange_is_observed_once(
     assert get(server.proxy_port).status == 200
     assert get(server.proxy_port, method=b"HEAD").status == 200
     assert get(server.proxy_port, "nobody").status == 404
+    assert get(server.proxy_port, "demo", "/last").status == 200
     assert get(server.proxy_port, "demo", "/bad", method=b"POST").status == 502
     with connect(server.proxy_port) as sock:
         sock.sendall(request("demo", "/cut"))
         assert read_head(sock).status == 200
         with pytest.raises(ConnectionResetError):
             read_rest(sock)
-    expected = [(tunnel, 200, 1000), (tunnel, 200, 0), ("", 404, 0), (tunnel, 502, 0), (tunnel, 200, 5)]
+    expected = [(tunnel, 200, 1000), (tunnel, 200, 0), ("", 404, 0), (tunnel, 200, 10)]
+    expected += [(tunnel, 502, 0), (tunnel, 200, 5)]
     eventually(lambda: len(observed) >= len(expected))
     assert observed == expected
 

@@ -231,6 +231,37 @@ def test_a_killed_relay_resets_both_sides(half: str) -> None:
         read_to_reset(end.visitor)
 
 
+def test_what_a_lost_socket_has_sent_is_passed_on_before_the_reset() -> None:
+    """A service that answers 413 and closes: its answer came, though it takes no more bytes."""
+    with relayed() as end:
+        end.far.stream.sendall(b"the head")
+        wait_until(lambda: end.near.received == 8 and end.near.receiver.idle)
+        end.visitor.sendall(b"answer")
+        end.visitor._sock.close()  # now and with unread bytes: the kernel resets
+        end.near.receiver.data(memoryview(b"body"))  # the session's reader comes first
+        assert end.far.wait(6) == b"answer"
+        assert isinstance(end.far.wait_error(), StreamResetError)
+        finish(end)
+
+
+def test_bytes_that_are_never_delivered_do_not_count_as_waiting_for_ever() -> None:
+    """The stream is over in both directions, so the loss of its rest resets nothing."""
+    visitor, ours = socket_pair()
+    ours.setsockopt(native.SOL_SOCKET, native.SO_SNDBUF, 4096)
+    visitor.setsockopt(native.SOL_SOCKET, native.SO_RCVBUF, 4096)
+    with relayed((visitor, ours)) as end:
+        visitor.shutdown(native.SHUT_WR)
+        end.far.wait_end()
+        end.far.stream.sendall(b"x" * 200_000)
+        end.far.stream.shutdown()
+        wait_until(lambda: end.near.closed)
+        assert end.pair.opener.backlog > 0
+        set_reset(visitor)
+        visitor.close()
+        finish(end)
+        assert end.pair.opener.backlog == 0
+
+
 def test_descriptors_are_closed_with_the_relay() -> None:
     with session_pair() as pair:
         before = fd_count()
@@ -398,6 +429,24 @@ def test_a_lost_socket_resets_the_stream_once_and_drops_the_rest() -> None:
     sink.finish()
     assert stream.resets == 1
     assert sink.done
+
+
+def test_what_waits_when_the_stream_changes_is_delivered_and_not_credited_to_the_next() -> None:
+    sink, stream, visitor = sink_on_a_socket()
+    next_stream = Credited()
+    sink.write(b"x" * MIB, MIB)
+    assert not sink.idle
+    sink.part()
+    assert stream.credit == MIB
+    sink.stream = next_stream  # type: ignore[assignment]
+    sink.write(b"y", 1)
+    received = b""
+    with deadline():
+        while len(received) < MIB + 1:
+            received += visitor.recv(65536)
+    assert received == b"x" * MIB + b"y"
+    wait_until(lambda: sink.idle)
+    assert (stream.credit, next_stream.credit) == (MIB, 1)
 
 
 def test_who_asked_is_told_of_a_drained_backlog_and_of_a_lost_socket() -> None:

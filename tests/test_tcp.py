@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from conftest import OpenTunnel, StartServer, StartService
+from h2.events import RequestReceived, StreamEnded
 from helpers import MIB, free_tunnel_ports
+from raw_client import RawClient
 from support import DEADLINE, Peer, Script, connect, eventually, read_head, read_response, request, reset
 
 from tinytun_gevent import Tunnel, TunnelServer
@@ -294,6 +296,20 @@ def test_visitors_beyond_the_limit_wait_their_turn_and_not_for_ever(
         assert read_exactly(second, 1) == b"2"
         assert ends_with_reset(third)
         assert 0.8 < time.monotonic() - began < 3
+
+
+def test_a_visitor_who_has_half_closed_is_refused_and_tried_again(server: TunnelServer) -> None:
+    """Nothing is read from him any more: his greenlet waits for the service's end."""
+    port = free_tunnel_ports(1)[0]
+    with RawClient(server, port=port) as client, connect(port) as visitor:
+        visitor.shutdown(socket.SHUT_WR)
+        client.reset(client.next(StreamEnded).stream_id or 0, 7)
+        stream_id = client.next(RequestReceived).stream_id or 0
+        client.accept(stream_id)
+        client.send(stream_id, b"hello", end=True)
+        assert read_exactly(visitor, 5) == b"hello"
+        assert not ends_with_reset(visitor)
+        eventually(lambda: server.core.busy == 0)
 
 
 def test_an_idle_visitor_is_ended_if_a_limit_is_set_and_a_busy_one_is_not(

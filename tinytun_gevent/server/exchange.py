@@ -273,7 +273,8 @@ class Exchange:
             return
         if self.sending:  # what is left of this request would get into the next one
             stream.reset(CANCEL)
-        elif self.request_sent and response.keep_alive and self.request.minor == 1 and not stream.remote_ended:
+            return
+        if self.request_sent and response.keep_alive and self.request.minor == 1 and not stream.remote_ended:
             self.visitor.forwarder.give_back(stream)
         elif self.request_sent and stream.remote_ended:
             stream.shutdown()
