@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import socket
 import threading
+import time
 from typing import Self, TypeVar
 
 from h2.config import H2Configuration
@@ -75,7 +76,8 @@ class RawClient:
 
         Raises EOFError at the end of the connection.
         """
-        while (event := self._events.get(timeout=DEADLINE)) is not None:
+        until = time.monotonic() + DEADLINE
+        while (event := self._events.get(timeout=max(until - time.monotonic(), 0.001))) is not None:
             if isinstance(event, kind):
                 return event
         raise EOFError

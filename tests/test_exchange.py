@@ -224,6 +224,7 @@ def test_an_answer_that_overtakes_its_request_leaves_the_stream_to_nobody(server
         first, _ = client.next_request()
         client.send(first, respond(b"early"))
         assert read_response(sock).body == b"early"
+        eventually(lambda: streams_of(server) == 0, 2, "the end of the stream")
         assert client.next(StreamReset).stream_id == first
         sock.sendall(request("demo", "/b"))
         second, head = client.next_request()
