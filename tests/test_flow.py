@@ -85,11 +85,13 @@ def test_a_window_does_not_grow_while_bytes_wait_or_when_told_not_to() -> None:
     window = ReceiveWindow(0.0)
     assert window.receive(INITIAL_WINDOW)
     window.deliver(INITIAL_WINDOW - 1)
-    window.refill(0.2, ROUND_TRIP)
+    window.refill(ROUND_TRIP, ROUND_TRIP)
     assert window.size == INITIAL_WINDOW
     window.deliver(1)
-    window.refill(0.4, ROUND_TRIP, grow=False)
+    window.refill(ROUND_TRIP, ROUND_TRIP, grow=False)
     assert window.size == INITIAL_WINDOW
+    window.refill(ROUND_TRIP, ROUND_TRIP)
+    assert window.size == 2 * INITIAL_WINDOW
 
 
 def test_a_slow_reader_does_not_shrink_the_window() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import random
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from conftest import OpenTunnel, StartServer, StartService
 from h2.events import RequestReceived, StreamEnded
-from helpers import MIB, free_tunnel_ports
+from helpers import MIB, RawPeer, data_frame, free_tunnel_ports, headers_frame
+from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, SettingsFrame
 from raw_client import RawClient
 from support import DEADLINE, Peer, Script, connect, eventually, read_head, read_response, request, reset
 
@@ -312,6 +314,28 @@ def test_a_visitor_who_has_half_closed_is_refused_and_tried_again(server: Tunnel
         eventually(lambda: server.core.busy == 0)
 
 
+@pytest.mark.parametrize("early", [b"", b"said already"])
+def test_a_refused_visitor_gets_another_stream_unless_his_bytes_are_gone(
+    server: TunnelServer, early: bytes
+) -> None:
+    with connect(server.connection_port) as sock:
+        sock.sendall(b"CONNECT x:1 HTTP/1.1\r\nx-tinytun-type: tcp\r\n\r\n")
+        port = int(read_head(sock).get(b"x-tinytun-port") or 0)
+        client = RawPeer(sock)
+        client.greet(client=False, settings={3: 100})
+        client.wait(SettingsFrame, ack=True)
+        with connect(port) as visitor:
+            visitor.sendall(early)
+            client.wait(DataFrame if early else HeadersFrame, 1)
+            client.send(RstStreamFrame(1, error_code=7))
+            if early:
+                assert ends_with_reset(visitor)
+                return
+            client.wait(HeadersFrame, 3)
+            client.send(headers_frame(3, b"\x88"), data_frame(3, b"welcome"))
+            assert read_exactly(visitor, 7) == b"welcome"
+
+
 def test_an_idle_visitor_is_ended_if_a_limit_is_set_and_a_busy_one_is_not(
     start_server: StartServer, open_tcp: Callable[..., Tunnel]
 ) -> None:
@@ -536,8 +560,9 @@ def test_who_is_not_trusted_is_not_even_read(
 ) -> None:
     server = start_server(tcp_ports=PORTS, trusted_proxies="192.0.2.0/24")
     port = port_of(open_tcp(server=server))
-    with connect(server.tcp_proxy_port) as balancer:
-        ends_with_reset(balancer)
+    with connect(server.tcp_proxy_port) as balancer, contextlib.suppress(ConnectionResetError):
+        balancer.sendall(build_v2(("203.0.113.7", 1), ("198.51.100.1", port)) + b"hi")
+        assert balancer.recv(10) == b""
     with connect(port) as visitor:
         visitor.sendall(b"hi")
         assert read_exactly(visitor, 2) == b"hi"
