@@ -284,3 +284,22 @@ def test_a_half_close_over_tls_loses_nothing_that_comes_meanwhile(authority: tru
             assert other.recv(10) == b""  # our close_notify
         end.close()
         other.close()
+
+
+def test_a_half_close_over_tls_that_comes_too_late_disturbs_nobody(
+    authority: trustme.CA, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It waits for unread bytes to be read, and meanwhile the connection is reset."""
+    one, other = tls_pair(authority)
+    end = end_of(one)
+    other.sendall(b"answer")
+    with deadline():
+        end.wait_readable()
+        end.finish_writing()
+        set_reset(other)
+        other.close()
+        wait_until(lambda: sockets.unread(one) and end._is_over())  # type: ignore[union-attr]
+        assert end.recv(100) == b"answer"
+        gevent.sleep(3 * sockets.QUIET_LOOK)
+    end.close()
+    assert "Traceback" not in capsys.readouterr().err

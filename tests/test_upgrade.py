@@ -21,6 +21,7 @@ from support import (
     read_response,
     read_rest,
     request,
+    reset,
     respond,
 )
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -153,6 +154,25 @@ def test_a_lost_visitor_ends_the_service_s_connection(server: TunnelServer) -> N
         websocket.close_socket()
     eventually(lambda: streams_of(server) == 0)
     eventually(lambda: edge_of(server).visitors == 0)
+
+
+@pytest.mark.usefixtures("fast_clock")
+@pytest.mark.parametrize("ahead", [b"", request()], ids=["an upgrade", "a second request"])
+def test_a_visitor_who_leaves_before_the_service_answers_is_noticed(
+    start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel, ahead: bytes
+) -> None:
+    """Nobody reads from him then: after an upgrade nothing is read, nor behind the next head."""
+    server = start_server()
+    service = start_service(lambda peer: peer.read_head() and peer.wait_end())
+    open_tunnel(service, server=server)
+    fields = () if ahead else (b"Connection: Upgrade", b"Upgrade: websocket")
+    visitor = connect(server.proxy_port)
+    visitor.sendall(request("demo", "/", *fields) + ahead)
+    peer = service.wait_peer()
+    eventually(lambda: peer.requests)
+    reset(visitor)
+    assert peer.ended.wait(5)
+    eventually(lambda: streams_of(server) == 0 and edge_of(server).visitors == 0)
 
 
 @pytest.mark.usefixtures("websocket_port")

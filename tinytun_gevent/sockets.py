@@ -272,7 +272,7 @@ class TlsEnd(PlainEnd):
         if self.closed or layer is None:
             return
         if self.sock.pending() or unread(self.sock):
-            gevent.spawn_later(QUIET_LOOK, self.finish_writing)
+            gevent.spawn_later(QUIET_LOOK, self._finish_later)
             return
         try:
             layer.shutdown()
@@ -280,6 +280,13 @@ class TlsEnd(PlainEnd):
             pass
         except ssl.SSLError:
             self.abort()  # data came in that very moment: nobody may take the rest for the whole
+
+    def _finish_later(self) -> None:
+        """Half-closes when nobody waits for it; whoever reads learns of a lost connection."""
+        try:
+            self.finish_writing()
+        except OSError:
+            pass
 
     def _is_over(self) -> bool:
         """Whether the connection has ended both ways; False where the kernel does not tell."""

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import gevent
 from gevent import socket
 from gevent.pool import Pool
-from gevent.server import StreamServer
 
 from ..background import run_in_hub
 from ..errors import TunnelError
 from ..registry import Registry
+from .accepting import Acceptor
 from .addresses import bracketed, listen_all, plain
 from .config import ServerConfig, server_url
 from .core import ServerCore
@@ -72,10 +72,10 @@ class Serving:
         ]
         # A full pool stops accepting; otherwise a server accepts many connections a wakeup.
         self._pools = [Pool(config.max_connections) for _ in sockets]
-        self._servers: list[StreamServer] = []
+        self._servers: list[Acceptor] = []
         for sock, handler, pool in zip(sockets, handlers, self._pools, strict=True):
             sock.setblocking(False)
-            self._servers.append(StreamServer(sock, handle=partial(_serve, handler), spawn=pool))
+            self._servers.append(Acceptor(sock, handle=partial(_serve, handler), spawn=pool))
 
     def start(self) -> None:
         """Begins to accept connections; does not block."""

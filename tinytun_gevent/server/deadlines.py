@@ -5,10 +5,13 @@ A timer for each step of each connection would cost more than the steps themselv
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Final, Protocol
 
 import gevent
+
+log = logging.getLogger(__name__)
 
 TICK: Final = 1.0
 """Seconds between two looks, so a deadline is noticed that much late at most."""
@@ -50,4 +53,7 @@ class Clock:
             gevent.sleep(TICK)
             now = time.monotonic()
             for timed in list(self._watched.values()):
-                timed.tick(now)
+                try:
+                    timed.tick(now)
+                except Exception:  # everybody else's deadlines go on
+                    log.exception("a deadline could not be looked at")

@@ -320,6 +320,11 @@ class Visitor:
         """Ends what takes too long."""
         config, exchange = self._core.config, self.exchange
         if exchange is not None:
+            try:
+                self._end.check()  # nobody may be reading, so nothing else would tell of a reset
+            except OSError:
+                self._lost()
+                return
             self._check_exchange(exchange, now)
         elif self._finished:
             if self.sink.done and now - self._since > LINGER:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from gevent import socket
 from gevent.pool import Pool
-from gevent.server import StreamServer
 
 from tinytun_gevent import sockets
 from tinytun_gevent.errors import (
@@ -25,6 +24,7 @@ from tinytun_gevent.errors import (
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.relay import SocketSink, relay
 from tinytun_gevent.server import proxied
+from tinytun_gevent.server.accepting import Acceptor
 from tinytun_gevent.server.addresses import bracketed, listen, plain
 from tinytun_gevent.server.upstream import PeerConnection
 from tinytun_gevent.sockets import End, end_of
@@ -44,7 +44,7 @@ class TcpPorts:
 
     def __init__(self, core: ServerCore) -> None:
         self._core = core
-        self._servers: dict[str, StreamServer] = {}
+        self._servers: dict[str, Acceptor] = {}
         self._visitors = TcpVisitors(core)
 
     def listen(self, tunnel: Tunnel) -> None:
@@ -65,7 +65,7 @@ class TcpPorts:
             self._visitors.serve(tunnel, end_of(visitor), plain(address))
 
         # A full pool stops accepting.
-        server = StreamServer(sock, serve, spawn=Pool(config.max_connections))
+        server = Acceptor(sock, serve, spawn=Pool(config.max_connections))
         server.start()
         self._servers[tunnel.id] = server
 

@@ -29,14 +29,16 @@ class PeerConnection:
     def __init__(self, address: tuple[str, int]) -> None:
         """Connects; blocks for :data:`DIAL_TIMEOUT` at most. Raises ``SessionClosedError``."""
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.settimeout(DIAL_TIMEOUT)
+        sock: socket.socket | None = None
         try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.settimeout(DIAL_TIMEOUT)
             sock.connect(address)
+            sockets.tune(sock)
         except OSError as error:
-            sock.close()
+            if sock is not None:
+                sock.close()
             raise SessionClosedError(f"the peer {address[0]}:{address[1]} cannot be reached") from error
-        sockets.tune(sock)
         self.receiver: Receiver | None = None
         self.accepted = True
         self.remote_ended = False
