@@ -421,6 +421,36 @@ def test_a_random_name_that_stays_taken_is_given_up(
         assert events.urls == ["http://first.test", "http://second.test"]
 
 
+def test_a_long_absence_does_not_cost_the_random_name(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    patience = 0.3
+    monkeypatch.setattr(agent_module, "RANDOM_NAME_PATIENCE", patience)
+    names = iter(["first", "second"])
+    server.grant = lambda request: default_reply(
+        request if request.subdomain else OpenRequest(Kind.HTTP, request.authority, subdomain=next(names))
+    )
+    with running(server) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        lost = time.monotonic()
+
+        def away(_: OpenRequest) -> bytes:
+            over = time.monotonic() - lost > patience
+            server.script.append(taken if over else away)
+            return build_refusal(503, "not now")
+
+        def taken(_: OpenRequest) -> bytes:
+            return build_refusal(409, "Subdomain not available")
+
+        server.script = [away]
+        server.sessions.get(timeout=DEADLINE).close()
+        events.wait_for(State.RECONNECTING)
+        events.wait_for(State.CONNECTED)
+        assert not server.script
+        assert events.urls == ["http://first.test"]
+
+
 def test_a_refused_user_is_not_tried_again_later(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     fast(monkeypatch)
     with running(server, subdomain="app") as (agent, _):

@@ -81,6 +81,8 @@ class Agent:
         self.connected = Event()
         #: What the server granted last: the name or port to ask for again.
         self._granted: OpenReply | None = None
+        #: Since when that has been somebody else's, on the monotonic clock; None while it is not known to be.
+        self._taken_since: float | None = None
         #: The session that takes visitors, and those of stopping servers that still carry some.
         self._sessions: set[Session] = set()
         self._visitors: dict[Stream, gevent.Greenlet[[Visitor], None]] = {}
@@ -194,6 +196,7 @@ class Agent:
         session.first_answer.rawlink(lambda _: self._backoff.reset())
         if self.config.host_header is not None and not self._granted.host_header:
             self._warn_once("this server does not know --host-header: the local service sees the public Host")
+        self._taken_since = None
         if url != self.url:
             self.url = url
             self._events.url(url)
@@ -225,8 +228,11 @@ class Agent:
         """After a failed attempt: raises if no other one is to follow."""
         if is_final(error, first=self.url is None):
             raise error
-        if isinstance(error, NameTakenError) and time.monotonic() - lost_at >= RANDOM_NAME_PATIENCE:
-            self._granted = None  # asks for any name, unless the user wants this one
+        if isinstance(error, NameTakenError):
+            now = time.monotonic()
+            self._taken_since = now if self._taken_since is None else self._taken_since
+            if now - self._taken_since >= RANDOM_NAME_PATIENCE:
+                self._granted = None  # asks for any name, unless the user wants this one
         state = State.CONNECTING if self.url is None else State.RECONNECTING
         self._enter(state, clean(str(error), 300))
         self._check_time_left(lost_at)
