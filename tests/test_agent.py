@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import socket as native
 import time
@@ -662,6 +663,30 @@ def test_a_refused_http_visitor_gets_a_page_that_says_so(server: FakeServer) -> 
         assert collector.error is None
         exchange = events.exchanges.get(timeout=DEADLINE)
         assert (exchange.method, exchange.path, exchange.status) == ("GET", "/x", 502)
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (b"Accept: text/html,application/xhtml+xml,*/*;q=0.8", b"text/html; charset=utf-8"),
+        (b"ACCEPT: application/json", b"application/json"),
+        (b"Accept: */*", b"application/json"),
+    ],
+)
+def test_a_page_for_browsers_and_json_for_programs(server: FakeServer, accept: bytes, kind: bytes) -> None:
+    port = free_port()
+    with running(server, str(port)) as (agent, _):
+        agent.wait_connected(DEADLINE)
+        stream, collector = visit(server)
+        stream.sendall(b"POST / HTTP/1.1\r\nHost: a\r\n")  # the rest comes when the service has refused
+        assert not collector.arrived.wait(0.1)
+        stream.sendall(accept + b"\r\nContent-Length: 17\r\n\r\nAccept: text/html")
+        head, _, body = collector.whole().partition(b"\r\n\r\n")
+        assert b"\r\nContent-Type: " + kind + b"\r\n" in head
+        if kind == b"application/json":
+            answer = json.loads(body)
+            assert answer["status"] == 502
+            assert f"localhost:{port}: connection refused" in answer["reason"]
 
 
 def test_an_upload_to_a_refused_service_is_taken_until_the_page_is_read(server: FakeServer) -> None:

@@ -535,6 +535,7 @@ def test_a_unix_socket_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_the_error_page_cannot_be_written_into() -> None:
-    page = error_page("<script>alert(1)</script>\r\nX: y")
+    page = error_page("<script>alert(1)</script>\r\nX: y", b"GET / HTTP/1.1\r\naccept: text/html\r\n\r\n")
+    assert b"Content-Type: text/html" in page
     assert b"<script>" not in page
     assert b"\r\nX: y" not in page

@@ -47,6 +47,15 @@ def raw(server: TunnelServer, data: bytes) -> Response:
 # -- the page --------------------------------------------------------------------------------------
 
 
+def test_the_request_id_finds_the_reason_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    failure = Failure(404, "There is no tunnel x.")
+    with caplog.at_level("DEBUG", "tinytun_gevent.server.pages"):
+        failure.answer(b"", close=False)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"request {failure.request_id} answered 404: 'There is no tunnel x.'"
+    ]
+
+
 def test_a_browser_gets_html_and_a_program_json() -> None:
     failure = Failure(404, "There is no tunnel <x>.")
     page = parse(failure.answer(HTML, close=False))

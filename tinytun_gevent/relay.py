@@ -75,6 +75,10 @@ class SocketSink:
         """Whether nothing more will be delivered: all of it was, or the rest was dropped."""
         return self._ended is True
 
+    def waiting(self, limit: int) -> bytes:
+        """The first ``limit`` bytes of what was not delivered yet."""
+        return b"".join(piece for piece, _ in self._backlog)[:limit]
+
     def wait_done(self, timeout: float | None = None) -> bool:
         """Blocks until :attr:`done`, for ``timeout`` seconds at most; whether it is."""
         if self._ended is True:

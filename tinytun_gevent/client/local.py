@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import json
+import re
 import socket as native
 import time
 from collections.abc import Sequence
@@ -21,6 +23,8 @@ DIAL_TIMEOUT = 5.0
 
 #: Seconds for which a resolved name is believed: a restarted container gets a new address.
 RESOLVED_FOR = 30.0
+
+_WANTS_HTML = re.compile(rb"\nAccept:[^\r\n]*(?:text/html|application/xhtml\+xml)", re.IGNORECASE)
 
 
 class LocalDialer:
@@ -109,12 +113,21 @@ class LocalDialer:
             raise LocalServiceError(f"{self.target}: TLS failed: {unclutter(error)}") from None
 
 
-def error_page(problem: str) -> bytes:
-    """A whole HTTP/1.1 502 response that tells a visitor that the local service is away."""
-    body = _PAGE.replace("PROBLEM", html.escape(clean(problem))).encode()
+def error_page(problem: str, request: bytes = b"") -> bytes:
+    """A whole HTTP/1.1 502 response that tells a visitor that the local service is away.
+
+    It is JSON, as the server's own are, unless the head that ``request`` begins with asks for HTML.
+    """
+    if _WANTS_HTML.search(request.partition(b"\r\n\r\n")[0]):
+        kind = "text/html; charset=utf-8"
+        body = _PAGE.replace("PROBLEM", html.escape(clean(problem))).encode()
+    else:
+        kind = "application/json"
+        reason = f"The local service does not answer: {clean(problem)}."
+        body = json.dumps({"status": 502, "error": "Bad Gateway", "reason": reason}).encode()
     head = (
         "HTTP/1.1 502 Bad Gateway\r\n"
-        "Content-Type: text/html; charset=utf-8\r\n"
+        f"Content-Type: {kind}\r\n"
         f"Content-Length: {len(body)}\r\n"
         "Cache-Control: no-store\r\n"
         "Connection: close\r\n\r\n"

@@ -18,6 +18,12 @@ from .observe import Exchange, Observer, WatchedSink
 #: visitor reads the page instead of a reset.
 LINGER = 5.0
 
+#: Seconds to wait for the request's head, which tells whether the 502 is to be HTML or JSON.
+HEAD_TIMEOUT = 1.0
+
+#: Bytes of a request that are looked at for that, as many as its head may have at a server.
+MAX_LOOK = 16384
+
 
 class LocalHealth:
     """Whether the local service answers; says so when that changes, not once a visitor."""
@@ -84,9 +90,10 @@ class Visitor:
             return
         if self._observer is not None:
             self._observer.answered(502)
-        drain = _Drain(self.stream)
+        drain = _Drain(self.stream, self._sink.waiting(MAX_LOOK))
+        drain.told.wait(HEAD_TIMEOUT)
         try:
-            self.stream.sendall(error_page(problem))
+            self.stream.sendall(error_page(problem, drain.begun))
             self.stream.shutdown()
         except SessionError:
             return
@@ -96,22 +103,38 @@ class Visitor:
 
 
 class _Drain:
-    """A receiver that takes bytes and drops them."""
+    """A receiver that takes bytes and drops them, all but how the request began."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, begun: bytes) -> None:
         self._stream = stream
+        #: The request's first bytes, `MAX_LOOK` at most.
+        self.begun = begun
+        #: Set when they hold its whole head, or as much as ever will be there.
+        self.told = Event()
         #: Set when nothing more will come.
         self.over = Event()
+        self._look()
         if stream.remote_ended or stream.error is not None:
-            self.over.set()
+            self._end()
         stream.receiver = self
         stream.consumed(stream.receive_window.undelivered)  # what the sink held until now
 
     def data(self, view: memoryview) -> None:
+        if not self.told.is_set():
+            self.begun += bytes(view[: MAX_LOOK - len(self.begun)])
+            self._look()
         self._stream.consumed(len(view))
 
     def eof(self) -> None:
-        self.over.set()
+        self._end()
 
     def aborted(self, error: SessionError) -> None:
+        self._end()
+
+    def _look(self) -> None:
+        if b"\r\n\r\n" in self.begun or len(self.begun) >= MAX_LOOK:
+            self.told.set()
+
+    def _end(self) -> None:
+        self.told.set()
         self.over.set()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import re
 import secrets
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
+
+log: Final = logging.getLogger(__name__)
 
 _HTML: Final = re.compile(rb"text/html|application/xhtml\+xml", re.IGNORECASE)
 
@@ -45,6 +48,7 @@ class Failure:
 
         ``head_only`` leaves the body out, as the answer to HEAD.
         """
+        log.debug("request %s answered %d: %r", self.request_id, self.status, self.reason)
         title = HTTPStatus(self.status).phrase
         if _HTML.search(accept):
             kind = "text/html; charset=utf-8"
