@@ -31,7 +31,7 @@ class Exchange:
     """The response side of one request; ``visitor`` has the request side.
 
     It ends exactly once: by :meth:`_complete` when the answer was delivered, or by
-    :meth:`fail` or :meth:`_cut` when it cannot be. ``visitor.exchange_over`` is called then.
+    :meth:`fail`, :meth:`abandon` or :meth:`_cut` when it cannot be. ``visitor.exchange_over`` is called then.
     """
 
     __slots__ = (
@@ -227,8 +227,8 @@ class Exchange:
 
     def end_upgraded(self) -> None:
         """Both directions of an upgraded connection have ended."""
-        if not self.over:
-            self._end()
+        if self._claim_end():
+            self.visitor.exchange_over(self)
 
     # -- bodies ---------------------------------------------------------------
 
@@ -259,13 +259,18 @@ class Exchange:
 
     def drained(self) -> None:
         """The visitor has taken what had piled up."""
-        if self._framed and not self.over:
+        if self._framed:
             self._complete()
 
     def _complete(self) -> None:
-        self.over = True  # before a reset of the stream can report an end once more
-        self._give_back_stream()
-        self._end()
+        if self._claim_end():
+            self._give_back_stream()
+            self.visitor.exchange_over(self)
+
+    def _claim_end(self) -> bool:
+        """Whether the exchange ends here: once, though what ends it may report an end in turn."""
+        claimed, self.over = not self.over, True
+        return claimed
 
     def _give_back_stream(self) -> None:
         stream, response = self.stream, self.response
@@ -290,10 +295,10 @@ class Exchange:
 
     def fail(self, failure: Failure) -> None:
         """Answers for the service, if no answer has begun; otherwise cuts the visitor off."""
-        if self.over:
-            return
         if self.started:
             self._cut()
+            return
+        if not self._claim_end():
             return
         self.failure = failure
         self.status = failure.status
@@ -301,7 +306,7 @@ class Exchange:
         self._drop_stream()
         self.close = self.close or not self.request_sent
         self.visitor.answer(failure, self.request.accept, close=self.close, head_only=self._is_head)
-        self._end()
+        self.visitor.exchange_over(self)
 
     @property
     def _is_head(self) -> bool:
@@ -309,10 +314,10 @@ class Exchange:
 
     def abandon(self) -> None:
         """The visitor has left: the service need not go on."""
-        if not self.over:
+        if self._claim_end():
             self.close = True
             self._drop_stream()
-            self._end()
+            self.visitor.exchange_over(self)
 
     def _malformed(self, error: MessageError) -> None:
         self.fail(Failure(error.status, f"The local service's answer is malformed: {error}."))
@@ -325,21 +330,15 @@ class Exchange:
 
     def _cut(self) -> None:
         """Resets the visitor's connection: what he has must not look like the whole answer."""
-        self.close = True
-        self._drop_stream()
-        self.visitor.cut()
-        self._end()
+        if self._claim_end():
+            self.close = True
+            self._drop_stream()
+            self.visitor.cut()
+            self.visitor.exchange_over(self)
 
     def _drop_stream(self) -> None:
-        stream = self.stream
-        if stream is not None:
-            self.over, was_over = True, self.over
-            stream.reset(CANCEL)
-            self.over = was_over
-
-    def _end(self) -> None:
-        self.over = True
-        self.visitor.exchange_over(self)
+        if self.stream is not None:
+            self.stream.reset(CANCEL)
 
     def _consumed(self, count: int) -> None:
         if self.stream is not None:
