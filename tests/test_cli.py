@@ -595,6 +595,24 @@ def test_a_running_exchange_finishes_after_the_first_signal(server: TunnelServer
         assert client.process.wait(DEADLINE) == 0
 
 
+def test_a_terminal_that_goes_away_ends_it_unless_nohup_was_said(server: TunnelServer, page: int) -> None:
+    arguments = ("http", str(page), "-s", "kept", "--server", server.url)
+    with Client(*arguments) as client:
+        assert client.url
+        assert client.stop(signal.SIGHUP) == 0
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits it, as from nohup
+    try:
+        client = Client(*arguments)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with client:
+        assert client.url
+        client.process.send_signal(signal.SIGHUP)
+        assert fetch(server, "kept")[0] == 200
+        assert "stopping" not in "".join(client.errors)
+        assert client.stop() == 0
+
+
 def test_a_second_signal_is_130_at_once(server: TunnelServer, page: int) -> None:
     Page.started.clear()
     Page.go_on.clear()

@@ -70,6 +70,8 @@ def stop_on_signals(agent: Agent, ui: Ui) -> None:
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
+        if name == "SIGHUP" and number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # nohup: the tunnel is to outlive its terminal
         if number is not None:
             gevent.signal_handler(number, handle, number)
 
