@@ -46,6 +46,9 @@ class Cluster:
     """Three servers, each with the others for peers."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         ports = free_ports(12)
         self._quads = [ports[start : start + 4] for start in (0, 4, 8)]
         self.servers = [self._start(number) for number in range(3)]
@@ -67,9 +70,15 @@ class Cluster:
         )
 
     def __enter__(self) -> list[ServerProcess]:
-        for server in self.servers:
-            server.wait_serving()
-        return self.servers
+        for attempt in range(3):  # another program may have taken a port meanwhile
+            try:
+                return [server.wait_serving() for server in self.servers]
+            except AssertionError:
+                self.__exit__()
+                if attempt == 2 or not any("in use" in server.log() for server in self.servers):
+                    raise
+                self._begin()
+        raise AssertionError
 
     def __exit__(self, *_: object) -> None:
         for server in self.servers:

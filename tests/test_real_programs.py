@@ -184,12 +184,15 @@ def test_wrk_sees_no_error(
     url = f"http://127.0.0.1:{server.proxy_port}/"
     for connection in ("keep-alive", "close"):
         fields = ["-H", "Host: demo.localhost", "-H", f"Connection: {connection}"]
-        said = run(wrk, "-t1", "-c16", "-d1s", *fields, url)
-        assert "Non-2xx" not in said, said
-        assert "Socket errors" not in said, said
-        done = re.search(r"(\d+) requests in", said)
-        assert done is not None, said
-        assert int(done[1]) > 100, said
+        for seconds in (1, 4, 10):  # longer on a machine that is busy with something else
+            said = run(wrk, "-t1", "-c16", f"-d{seconds}s", *fields, url)
+            assert "Non-2xx" not in said, said
+            assert "Socket errors" not in said, said
+            done = re.search(r"(\d+) requests in", said)
+            if done is not None and int(done[1]) > 100:
+                break
+        else:
+            pytest.fail(said)
 
 
 # -- git ----------------------------------------------------------------------
