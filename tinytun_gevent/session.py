@@ -131,7 +131,7 @@ class Session:
         if not self.settled.wait(timeout):
             self.close(PeerSilentError(f"the peer said nothing of HTTP/2 for {timeout:g} s"))
         if not self.opener and not self.closing:
-            gevent.wait([self.first_answer, self.closed], deadline - time.monotonic(), count=1)
+            gevent.wait([self.first_answer, self.closed], max(0.0, deadline - time.monotonic()), count=1)
         if self.error is not None:
             raise self.error
         if self.closing:
