@@ -6,6 +6,7 @@ import contextlib
 import errno
 import socket as native
 import sys
+import time
 from typing import Any
 
 import gevent
@@ -15,7 +16,15 @@ from gevent import socket, ssl
 from helpers import MIB, deadline, socket_pair, wait_until
 
 from tinytun_gevent import sockets
-from tinytun_gevent.sockets import NOTSENT_LOWAT, USER_TIMEOUT, PlainEnd, TlsEnd, end_of, set_reset
+from tinytun_gevent.sockets import (
+    NOTSENT_LOWAT,
+    USER_TIMEOUT,
+    PlainEnd,
+    PromptEnd,
+    TlsEnd,
+    end_of,
+    set_reset,
+)
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="told by Linux only")
 
@@ -303,3 +312,39 @@ def test_a_half_close_over_tls_that_comes_too_late_disturbs_nobody(
         gevent.sleep(3 * sockets.QUIET_LOOK)
     end.close()
     assert "Traceback" not in capsys.readouterr().err
+
+
+@linux_only
+def test_a_service_that_writes_head_and_body_apart_does_not_wait_for_a_late_acknowledgement() -> None:
+    """40 ms each time it would be otherwise, so the quickest of many tells, however busy the machine."""
+    service, ours = socket_pair()
+    end = end_of(ours, prompt=True)
+    assert isinstance(end, PromptEnd)
+    took = []
+    with service, deadline():
+        for _ in range(20):
+            end.sendall(b"request")
+            assert service.recv(100) == b"request"
+            began = time.monotonic()
+            service.sendall(b"head")
+            service.sendall(b"body")
+            answer = bytearray()
+            while len(answer) < 8:
+                end.wait_readable()
+                view = memoryview(bytearray(100))
+                answer += view[: end.recv_now(view)]
+            took.append(time.monotonic() - began)
+        end.close()
+    assert min(took[5:]) < 0.03, took
+
+
+def test_only_tcp_connections_to_services_are_prompt() -> None:
+    one, other = socket_pair()
+    assert type(end_of(one)) is PlainEnd
+    if hasattr(native, "AF_UNIX"):
+        near, far = socket.socketpair()
+        assert type(end_of(near, prompt=True)) is PlainEnd
+        near.close()
+        far.close()
+    one.close()
+    other.close()

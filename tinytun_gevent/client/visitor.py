@@ -76,7 +76,7 @@ class Visitor:
             self.stream.reset(CANCEL)
             raise
         health.worked()
-        end = end_of(sock)
+        end = end_of(sock, prompt=True)
         if self._sink.done:  # the visitor has left meanwhile
             end.abort()
             return
