@@ -683,6 +683,9 @@ def test_a_page_for_browsers_and_json_for_programs(server: FakeServer, accept: b
         stream.sendall(accept + b"\r\nContent-Length: 17\r\n\r\nAccept: text/html")
         head, _, body = collector.whole().partition(b"\r\n\r\n")
         assert b"\r\nContent-Type: " + kind + b"\r\n" in head
+        request_id = head.partition(b"X-Request-Id: ")[2].partition(b"\r\n")[0]
+        assert len(request_id) == 12
+        assert request_id in body
         if kind == b"application/json":
             answer = json.loads(body)
             assert answer["status"] == 502

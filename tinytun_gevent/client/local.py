@@ -113,22 +113,24 @@ class LocalDialer:
             raise LocalServiceError(f"{self.target}: TLS failed: {unclutter(error)}") from None
 
 
-def error_page(problem: str, request: bytes = b"") -> bytes:
+def error_page(problem: str, request: bytes = b"", request_id: str = "") -> bytes:
     """A whole HTTP/1.1 502 response that tells a visitor that the local service is away.
 
-    It is JSON, as the server's own are, unless the head that ``request`` begins with asks for HTML.
+    ``request_id`` is what he can name when he asks about it. It is JSON, as the server's own are, unless the head that ``request`` begins with asks for HTML.
     """
     if _WANTS_HTML.search(request.partition(b"\r\n\r\n")[0]):
         kind = "text/html; charset=utf-8"
-        body = _PAGE.replace("PROBLEM", html.escape(clean(problem))).encode()
+        body = _PAGE.replace("REQUEST", request_id).replace("PROBLEM", html.escape(clean(problem))).encode()
     else:
         kind = "application/json"
         reason = f"The local service does not answer: {clean(problem)}."
-        body = json.dumps({"status": 502, "error": "Bad Gateway", "reason": reason}).encode()
+        fields = {"status": 502, "error": "Bad Gateway", "reason": reason, "request_id": request_id}
+        body = json.dumps(fields).encode()
     head = (
         "HTTP/1.1 502 Bad Gateway\r\n"
         f"Content-Type: {kind}\r\n"
         f"Content-Length: {len(body)}\r\n"
+        f"X-Request-Id: {request_id}\r\n"
         "Cache-Control: no-store\r\n"
         "Connection: close\r\n\r\n"
     )
@@ -150,7 +152,8 @@ code { background: #eee; padding: .1em .35em; border-radius: .25em; overflow-wra
 </style>
 <h1>The tunnel is up, but the service behind it does not answer</h1>
 <p><code>PROBLEM</code></p>
-<p>If this is your tunnel: start the service on that port, then reload this page.</p>
+<p>If this is your tunnel: start the service, then reload this page.</p>
+<p><small>tinytun · request REQUEST</small></p>
 </html>
 """
 

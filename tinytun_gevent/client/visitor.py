@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections.abc import Callable
 
 from gevent.event import Event
@@ -13,6 +15,8 @@ from ..stream import CANCEL, NO_ERROR, Stream
 from ..wire.handshake import Kind
 from .local import LocalDialer, error_page
 from .observe import Exchange, Observer, WatchedSink
+
+log = logging.getLogger(__name__)
 
 #: Seconds for which the rest of a request is taken and dropped after a 502, so that the
 #: visitor reads the page instead of a reset.
@@ -92,8 +96,10 @@ class Visitor:
             self._observer.answered(502)
         drain = _Drain(self.stream, self._sink.waiting(MAX_LOOK))
         drain.told.wait(HEAD_TIMEOUT)
+        request_id = secrets.token_hex(6)
+        log.debug("answered 502 to request %s: %s", request_id, problem)
         try:
-            self.stream.sendall(error_page(problem, drain.begun))
+            self.stream.sendall(error_page(problem, drain.begun, request_id))
             self.stream.shutdown()
         except SessionError:
             return
