@@ -116,7 +116,8 @@ class LocalDialer:
 def error_page(problem: str, request: bytes = b"", request_id: str = "") -> bytes:
     """A whole HTTP/1.1 502 response that tells a visitor that the local service is away.
 
-    ``request_id`` is what he can name when he asks about it. It is JSON, as the server's own are, unless the head that ``request`` begins with asks for HTML.
+    ``request_id`` is what he can name when he asks about it. It is JSON, as the server's own
+    answers are, unless the head that ``request`` begins with asks for HTML.
     """
     if _WANTS_HTML.search(request.partition(b"\r\n\r\n")[0]):
         kind = "text/html; charset=utf-8"

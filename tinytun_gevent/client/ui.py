@@ -257,7 +257,8 @@ class TerminalUi(Ui):
         visitors = f"{counters.visitors} connection{'' if counters.visitors == 1 else 's'} now"
         # A connection of an HTTP tunnel carries many visitors' requests, one after the other.
         http = self.agent.config.kind is Kind.HTTP
-        total = f"{self.requests} request{'' if self.requests == 1 else 's'}" if http else f"{counters.total} in all"
+        answered = "1 request" if self.requests == 1 else f"{self.requests} requests"
+        total = answered if http else f"{counters.total} in all"
         passed = f"{amount(counters.bytes_in)} in, {amount(counters.bytes_out)} out"
         return Text(f"  {visitors}, {total}  ·  {passed}", style="dim")
 
