@@ -6,7 +6,8 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from conftest import OpenTunnel, StartServer, StartService
@@ -215,30 +216,44 @@ def test_who_says_nothing_or_too_little_is_cut_off_in_time(start_server: StartSe
     assert time.monotonic() - began < 2
 
 
+@pytest.fixture(scope="module", autouse=True)
+def silence() -> Iterator[Future[None]]:
+    """Clients that never speak, on a server of their own while the other tests run."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(_stay_silent)
+
+
 def test_a_client_that_never_speaks_after_its_101_is_not_listed_and_soon_freed(
-    start_server: StartServer,
+    silence: Future[None],
 ) -> None:
     """With the default deadline, which the documentation promises: 5 s."""
-    server = start_server(tcp_ports="20000-32000")
-    (port,) = free_tunnel_ports(1)
-    wishes = (
-        (b"x-tinytun-subdomain: demo",),
-        (b"x-tinytun-type: tcp", b"x-tinytun-port: %d" % port),
-        (b"x-tinytun-type: tcp_port",),
-    )
-    silent = [ask(server, *wish) for wish in wishes]
-    assert [answer.status for _, answer in silent] == [101] * 3
-    assert listed(server) == []
-    assert len(server.registry.tunnels) == 3, "the names are not held"
-    began = time.monotonic()
-    eventually(lambda: not server.registry.tunnels, 7)
-    assert time.monotonic() - began < 5.5
-    socket.create_server(("127.0.0.1", port)).close()
-    for (sock, _), wish in zip(silent, wishes, strict=True):
-        sock.close()
-        again, answer = ask(server, *wish)
-        again.close()
-        assert answer.status == 101
+    silence.result(15)
+
+
+def _stay_silent() -> None:
+    config = dict.fromkeys(("connection_port", "proxy_port", "tcp_proxy_port", "metadata_port"), 0)
+    with TunnelServer(
+        bind="127.0.0.1", base_domains="localhost", tcp_ports="20000-32000", **config
+    ) as server:
+        (port,) = free_tunnel_ports(1)
+        wishes = (
+            (b"x-tinytun-subdomain: demo",),
+            (b"x-tinytun-type: tcp", b"x-tinytun-port: %d" % port),
+            (b"x-tinytun-type: tcp_port",),
+        )
+        silent = [ask(server, *wish) for wish in wishes]
+        assert [answer.status for _, answer in silent] == [101] * 3
+        assert listed(server) == []
+        assert len(server.registry.tunnels) == 3, "the names are not held"
+        began = time.monotonic()
+        eventually(lambda: not server.registry.tunnels, 7)
+        assert time.monotonic() - began < 5.5
+        socket.create_server(("127.0.0.1", port)).close()
+        for (sock, _), wish in zip(silent, wishes, strict=True):
+            sock.close()
+            again, answer = ask(server, *wish)
+            again.close()
+            assert answer.status == 101
 
 
 @pytest.mark.parametrize("leave", [socket.socket.close, reset])

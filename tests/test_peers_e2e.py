@@ -410,10 +410,10 @@ def test_a_silent_peer_and_a_dead_one_delay_nobody(
 
 
 def watch(first: ServerProcess, second: ServerProcess, tcp: Tunnel) -> float:
-    """The slowest of several answers, some from a cache and some not; for 3 s, four visitors at once."""
+    """The slowest of several answers, some from a cache and some not; four visitors at once."""
 
     def visit(number: int) -> float:
-        slowest, until = 0.0, time.monotonic() + 3
+        slowest, until = 0.0, time.monotonic() + 1.7
         while time.monotonic() < until:
             began = time.monotonic()
             if number == 0:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import gevent
 import pytest
@@ -579,7 +581,7 @@ def test_resets_in_quick_succession_cost_nothing_lasting() -> None:
         max_size=8,
     )
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_garbage_ends_a_session_only_as_the_peer_s_fault(frames: list[tuple[int, int, int, bytes]]) -> None:
     with raw_peer(opener=False) as (session, peer, _):
         peer.send(
@@ -855,11 +857,38 @@ def through(wire: Callable[[int], Wire]) -> tuple[socket.socket, socket.socket, 
     return one, other, relay
 
 
-def test_a_dead_path_is_noticed_by_both_sides_within_ten_seconds() -> None:
-    """Idle, with a sender, with a sender that is blocked: the same for all, so side by side."""
-    cases = {name: gevent.spawn(_die, name) for name in ("idle", "sending", "blocked")}
-    with deadline(15):
-        gevent.joinall(cases.values(), raise_error=True)
+def start_in_thread(run: Callable[[], None]) -> Future[None]:
+    """Runs something that mostly waits in a thread, and so a hub, of its own."""
+    future: Future[None] = Future()
+
+    def target() -> None:
+        try:
+            future.set_result(run())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=target, daemon=True).start()
+    return future
+
+
+def _fail_paths() -> None:
+    cases = [gevent.spawn(_die, name) for name in ("idle", "sending", "blocked")]
+    cases.append(gevent.spawn(_stall))
+    with deadline(20):
+        gevent.joinall(cases, raise_error=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def failing_paths() -> Future[None]:
+    """Paths that die or stall, while the other tests run."""
+    return start_in_thread(_fail_paths)
+
+
+def test_a_dead_path_is_noticed_by_both_sides_and_a_stalled_one_is_not_dead(
+    failing_paths: Future[None],
+) -> None:
+    """Within ten seconds; idle, with a sender, with a sender that is blocked."""
+    failing_paths.result(25)
 
 
 def _die(name: str) -> None:
@@ -894,13 +923,17 @@ def _send_for_ever(stream: Stream) -> None:
         pass
 
 
-def test_a_path_that_stalls_for_a_moment_is_not_dead() -> None:
+def _stall() -> None:
+    """Long enough for a PING to go unanswered."""
     one, other, wire = through(Wire)
     with wire, session_pair(sockets=(one, other)) as pair:
         near, far = pair.open()
         wire.black_hole()
+        wait_until(lambda: pair.opener.liveness.awaited and pair.acceptor.liveness.awaited)
         gevent.sleep(2)
         wire.heal()
         near.stream.sendall(b"alive")
         assert far.wait(5) == b"alive"
+        wait_until(lambda: not (pair.opener.liveness.awaited or pair.acceptor.liveness.awaited))
         assert not pair.opener.closed.is_set()
+        assert not pair.acceptor.closed.is_set()

@@ -165,7 +165,10 @@ class Writer:
         says how many of the bytes may be passed on; it keeps the others and may raise.
         """
         self._lock.acquire()
-        buffer = _scratch.pop() if _scratch else bytearray(http2.FRAME_HEAD + CHUNK)
+        try:
+            buffer = _scratch.pop()
+        except IndexError:
+            buffer = bytearray(http2.FRAME_HEAD + CHUNK)
         joined = False
         try:
             count = allow(SHARED_CHUNK if self._lock.wanted else CHUNK)
