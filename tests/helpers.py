@@ -356,8 +356,8 @@ def greenlet_count() -> int:
     return sum(1 for item in gc.get_objects() if isinstance(item, gevent.Greenlet) and bool(item))
 
 
-def fd_count(pid: int | None = None) -> int:
-    return len(os.listdir(f"/proc/{pid or os.getpid()}/fd"))
+def fd_count() -> int:
+    return int(psutil.Process().num_fds())
 
 
 def free_tunnel_ports(count: int) -> list[int]:
