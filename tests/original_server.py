@@ -176,7 +176,7 @@ class OriginalSession:
         if not self.gone.wait(DEADLINE):
             raise Broken("the client did not end the session")
 
-    # Everything below runs under the rules that WIRE.md and RFC 9113 give the original.
+    # Everything below runs under the rules that the protocol and RFC 9113 give the original.
 
     def _wait(self, condition: Callable[[], bool], what: str, timeout: float = DEADLINE) -> None:
         if not self._changed.wait_for(lambda: condition() or self.gone.is_set(), timeout):
