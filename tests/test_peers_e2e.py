@@ -409,6 +409,39 @@ def test_a_silent_peer_and_a_dead_one_delay_nobody(
         assert slowest < 1.0, f"{slowest:.2f} s beside a dead peer"
 
 
+def test_a_peer_that_freezes_after_it_was_asked_is_given_up(
+    start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    """What is remembered of it is still fresh, so the request is on its way to it."""
+    with Cluster() as servers:
+        first, _, third = servers
+        open_tunnel(start_service(), "one", server=third)
+        slow = open_slow(start_service, open_tunnel, third)
+        assert get(first, "one") == (200, b"ok")
+        assert get(first, "slow") == (200, b"late")  # its server says that it lives
+        slow.set()
+        os.kill(third.worker(), signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            assert get(first, "one")[0] == 503
+            assert time.monotonic() - began < 3  # 0.9 on a machine with nothing else to do, once 300
+        finally:
+            os.kill(third.worker(), signal.SIGCONT)
+
+
+def open_slow(start_service: StartService, open_tunnel: OpenTunnel, server: ServerProcess) -> threading.Event:
+    """A service that takes longer than a peer has for a sign of life, until the event is set."""
+    hurry = threading.Event()
+
+    def late(peer: Peer) -> None:
+        peer.until(b"\r\n\r\n")
+        hurry.wait(1.5)
+        peer.sendall(respond(b"late"))
+
+    open_tunnel(start_service(late), "slow", server=server)
+    return hurry
+
+
 def watch(first: ServerProcess, second: ServerProcess, tcp: Tunnel) -> float:
     """The slowest of several answers, some from a cache and some not; four visitors at once."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import gevent
 
 from tinytun_gevent.errors import SessionClosedError, SessionError
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.server.exchange import Exchange
+from tinytun_gevent.server.pages import Failure
 from tinytun_gevent.server.peers import Peer
 from tinytun_gevent.server.pool import StreamPool
 from tinytun_gevent.server.routing import mark_hop
@@ -21,6 +22,11 @@ from tinytun_gevent.wire import http1
 
 if TYPE_CHECKING:
     from tinytun_gevent.server.core import ServerCore
+
+
+PEER_PATIENCE: Final = 0.4
+"""Seconds without an answer after which a peer is asked whether it lives. With the time it has to
+say so, a silent peer delays no answer by more than a second."""
 
 
 class Forwarder:
@@ -124,13 +130,22 @@ class Forwarder:
 
     def _connect(self, exchange: Exchange, peer: Peer) -> Upstream:
         """A connection to a peer. Blocks; one that cannot be reached is not believed any longer."""
+        name = self._core.registry.label_of(exchange.request.host) or ""
         try:
             upstream = PeerConnection((peer.host, peer.proxy_port))
         except SessionClosedError:
-            self._core.peers.forget(self._core.registry.label_of(exchange.request.host) or "")
+            self._core.peers.forget(name)
             raise
         exchange.attach(upstream, pooled=False)
+        gevent.spawn_later(PEER_PATIENCE, self._check_peer, exchange, peer, name)
         return upstream
+
+    def _check_peer(self, exchange: Exchange, peer: Peer, name: str) -> None:
+        """Gives a peer up that has frozen since it was asked: a slow service's server still talks."""
+        if exchange.started or exchange.over or self._core.peers.answers(peer, name):
+            return
+        self._core.peers.forget(name)
+        exchange.fail(Failure(503, "The server that has this tunnel does not answer.", retry_after=2))
 
     def _resend(self, exchange: Exchange, request: bytes, refused: bool) -> None:
         try:

@@ -127,6 +127,10 @@ class Peers:
             gevent.spawn(self._look_up, name, known)
         return known.result.get()
 
+    def answers(self, peer: Peer, name: str | int) -> bool:
+        """Whether ``peer`` says anything at all of ``name``, be it yes or no; blocks for 0.5 s at most."""
+        return self._question(peer, name) is not None
+
     def forget(self, name: str | int) -> None:
         """Drops what is known about ``name``: forwarding to the peer that had it failed."""
         known = self._known.get(name)
@@ -169,15 +173,21 @@ class Peers:
 
     def _ask(self, peer: Peer, name: str | int, answers: Queue[Peer | None]) -> None:
         """Puts exactly one answer, whatever the peer does."""
-        found = False
+        found: bool | None = None
+        try:
+            found = self._question(peer, name)
+        finally:
+            answers.put(peer if found else None)
+
+    def _question(self, peer: Peer, name: str | int) -> bool | None:
+        """Whether ``peer`` has ``name``; None if it does not say so in time."""
         try:
             with gevent.Timeout(ASK_TIMEOUT, TimeoutError("no answer in time")):
-                found = _has(peer, name)
+                return _has(peer, name)
         except (OSError, ValueError, RecursionError) as error:  # TimeoutError is an OSError
             self._resting[peer] = time.monotonic() + REST_AFTER_FAILURE
             log.debug("peer %s:%d: %s", peer.host, peer.metadata_port, error)
-        finally:
-            answers.put(peer if found else None)
+            return None
 
     def _keep_resolving(self) -> None:
         while True:
