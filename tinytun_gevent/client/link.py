@@ -62,7 +62,7 @@ def part(session: Session) -> None:
     """Close, after the server if it is quick: ours may overtake a visitor's last bytes. Blocks."""
     try:
         session.goaway()
-        session.end.finish_writing()
+        session.finish_writing()
         session.closed.wait(FAREWELL)
     except OSError:
         pass
