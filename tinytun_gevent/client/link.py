@@ -53,6 +53,8 @@ def open_session(
 
 def wish_of(request: OpenRequest) -> str:
     """What is asked for, as errors name it: ``subdomain 'x'``, ``port 30000``."""
+    if request.join is not None:
+        return "another connection"
     if request.kind is Kind.HTTP:
         return f"subdomain {request.subdomain!r}" if request.subdomain else "a subdomain"
     return f"port {request.port}" if request.port else "a port"
