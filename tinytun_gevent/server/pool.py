@@ -71,7 +71,8 @@ class _Lane:
 
     def load(self) -> int:
         """How busy it is: streams in use; of two that are equal the one with an idle stream first."""
-        return 2 * (self.session.stream_count - len(self.idle)) - bool(self.idle)
+        idle = len(self.idle)
+        return 2 * (len(self.session.streams) - idle) - (idle > 0)
 
 
 class StreamPool:
@@ -217,16 +218,23 @@ class StreamPool:
     def _take(self, reuse: bool, retriable: bool, visitor: str | None) -> Stream | None:
         """A stream without waiting, or None."""
         lane = self._only
-        if lane is not None and lane.session.takes_visitors:
-            lanes = [lane]
-            full = False  # a session by itself knows its limit
-        else:
-            lanes = self._by_load()
-            full = self._is_full(lanes)
+        if lane is None or not lane.session.takes_visitors:
+            return self._take_from_several(reuse, retriable, visitor)
+        if reuse and lane.idle and (retriable or self._is_fresh(lane.idle[-1])):
+            return lane.idle.pop()
+        if lane.session.has_room or (self._make_room() and lane.session.has_room):
+            return lane.session.open(visitor)
+        return None
+
+    def _take_from_several(self, reuse: bool, retriable: bool, visitor: str | None) -> Stream | None:
+        """The same where the tunnel has more than one session, or none that takes visitors."""
+        lanes = self._by_load()
+        full: bool | None = None
         for lane in lanes:
-            idle = self._idle_of(lane, retriable) if reuse and lane.idle else None
-            if idle is not None:
-                return idle
+            if reuse and lane.idle and (retriable or self._is_fresh(lane.idle[-1])):
+                return lane.idle.pop()
+            if full is None:
+                full = self._is_full(lanes)
             if not full and lane.session.has_room:
                 return lane.session.open(visitor)
         if not lanes or not self._make_room() or self._is_full(lanes):
@@ -242,18 +250,9 @@ class StreamPool:
         lanes.sort(key=_Lane.load)
         return lanes
 
-    def _idle_of(self, lane: _Lane, retriable: bool) -> Stream | None:
-        """The youngest idle stream of a session that has one, if it is young enough."""
-        youngest = lane.idle[-1]
-        if retriable or self._resting_since(youngest) >= time.monotonic() - FRESH_LIFE:
-            return lane.idle.pop()
-        return None
-
     def _is_full(self, lanes: list[_Lane]) -> bool:
         """Whether all sessions together have as many streams as the client takes."""
-        if len(self.sessions) < 2:
-            return False
-        limit = max(lane.session.peer_max_streams for lane in lanes)
+        limit = max((lane.session.peer_max_streams for lane in lanes), default=0)
         return sum(session.stream_count for session in self.sessions) >= limit
 
     def _make_room(self) -> bool:
@@ -270,6 +269,10 @@ class StreamPool:
             if not stream.closed:  # those that left by themselves have made room already
                 stream.reset(CANCEL)
                 return True
+
+    def _is_fresh(self, idle: Stream) -> bool:
+        """Whether it was used a moment ago, so that it hardly can have ended meanwhile."""
+        return self._resting_since(idle) >= time.monotonic() - FRESH_LIFE
 
     @staticmethod
     def _resting_since(stream: Stream) -> float:
