@@ -13,6 +13,7 @@ from tinytun_gevent.client.growth import (
     LONGEST_PAUSE,
     LOOK,
     LOOKS,
+    WAITING_LOOKS,
     Gauge,
     Pauses,
 )
@@ -47,6 +48,37 @@ def looks(rate: float, round_trip: float, count: int = 2 * LOOKS, up: bool = Fal
 @pytest.mark.parametrize("up", [False, True])
 def test_much_in_flight_limits(rate: float, round_trip: float, limits: bool, up: bool) -> None:
     assert looks(rate, round_trip, up=up) == [False] * (LOOKS - 1) + [limits] * (LOOKS + 1)
+
+
+def holds(waiting: int, round_trip: float, now: float, rate: float = MIB) -> list[bool]:
+    """What a gauge says while that many bytes wait in the kernel."""
+    gauge = Gauge(0.0)
+    return [
+        gauge.limits(LOOK * number, 0, round(rate * LOOK * number), round_trip, waiting, now)
+        for number in range(1, 2 * WAITING_LOOKS + 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "round_trip", "now", "limits"),
+    [
+        (200_000, 0.050, 0.052, True),  # losses, or a small window, with the line far from full
+        (17_000, 0.010, 0.010, True),
+        (16_000, 0.050, 0.052, False),  # the service is what limits
+        (200_000, 0.050, 0.090, False),  # a queue stands: the line is what limits
+        (200_000, 0.009, 0.009, False),  # short: a loss costs nothing
+        (0, 0.050, 0.0, False),  # the kernel does not tell
+    ],
+)
+def test_bytes_that_wait_here_without_a_queue_on_the_way_limit(
+    waiting: int, round_trip: float, now: float, limits: bool
+) -> None:
+    said = holds(waiting, round_trip, now)
+    assert said == [False] * (WAITING_LOOKS - 1) + [limits] * (WAITING_LOOKS + 1)
+
+
+def test_a_connection_on_which_nothing_moves_is_not_helped_by_another() -> None:
+    assert not any(holds(200_000, 0.05, 0.05, rate=0))
 
 
 def test_one_burst_is_not_enough_and_a_pause_begins_anew() -> None:

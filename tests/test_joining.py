@@ -27,7 +27,7 @@ from fake_server import (
 from support import Peer, connect, eventually, get, read_head, read_response, request
 
 from tinytun_gevent import Tunnel, TunnelServer
-from tinytun_gevent.client import growth, joining
+from tinytun_gevent.client import dial, growth, joining
 from tinytun_gevent.client.agent import Agent
 from tinytun_gevent.client.backoff import Backoff
 from tinytun_gevent.client.events import State
@@ -117,6 +117,18 @@ def test_a_tunnel_that_one_connection_limits_gets_all_that_it_may_have(
         assert events.warnings == []
         assert len(events.urls) == 1
         assert server.requests.empty()
+
+
+def test_sessions_are_added_at_the_server_that_has_the_tunnel(
+    server: FakeServer, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name may have another address by now, or several of them."""
+    with local_service(echo) as target, running(server, target, sessions=2) as (agent, _):
+        agent.wait_connected(DEADLINE)
+        (first,) = sessions(server, 1)
+        monkeypatch.setattr(dial, "resolve", lambda host, port: [])
+        open_on(first)
+        sessions(server, 1)
 
 
 def test_a_tunnel_with_little_traffic_stays_on_one_connection(server: FakeServer) -> None:
@@ -235,11 +247,11 @@ def test_the_death_of_one_costs_only_its_visitors(
         end(ends[dies])
         lost_collector.whole()
         assert lost_collector.error is not None
+        assert agent.connected.is_set()
+        (again,) = sessions(server, 1)
         kept.sendall(b" again")
         kept.shutdown()
         assert kept_collector.whole() == b"hello again"
-        assert agent.connected.is_set()
-        (again,) = sessions(server, 1)
         assert [server.requests.get(timeout=DEADLINE).join is None for _ in range(3)] == [True, False, False]
         stream, collector = open_on(again)
         stream.shutdown()
@@ -412,13 +424,19 @@ def test_visitors_are_spread_and_a_goodbye_frees_the_name(
 
 
 @contextmanager
-def long_path(port: int, delay: float) -> Iterator[int]:
-    """A relay to ``port`` that hands every byte on ``delay`` seconds late; yields its own port."""
+def long_path(port: int, delay: float, window: int = 0) -> Iterator[int]:
+    """A relay to ``port`` that hands every byte on ``delay`` seconds late; yields its own port.
+
+    At most ``window`` bytes, if it is not 0, are under way of each connection each way.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     socks: list[socket.socket] = [listener]
+    if window:  # what is held up waits in its sender's kernel, and not in ours
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
 
     def carry(source: socket.socket, target: socket.socket) -> None:
-        waiting: queue.Queue[tuple[float, bytes]] = queue.Queue()
+        chunk = 8192 if window else 1 << 20
+        waiting: queue.Queue[tuple[float, bytes]] = queue.Queue(window // chunk)
 
         def hand_on() -> None:
             data = b"the first"
@@ -434,7 +452,7 @@ def long_path(port: int, delay: float) -> Iterator[int]:
         data = b"the first"
         while data:
             try:
-                data = source.recv(1 << 20)
+                data = source.recv(chunk)
             except OSError:
                 data = b""
             waiting.put((time.monotonic() + delay, data))
@@ -463,8 +481,9 @@ def long_path(port: int, delay: float) -> Iterator[int]:
             sock.close()
 
 
+@pytest.mark.parametrize("window", [0, 64 * 1024], ids=["much in flight", "held up"])
 def test_a_download_over_a_long_path_makes_the_tunnel_grow_by_itself(
-    real_server: TunnelServer, start_service: StartService
+    real_server: TunnelServer, start_service: StartService, window: int
 ) -> None:
     def pour(peer: Peer) -> None:
         peer.read_request()
@@ -473,7 +492,7 @@ def test_a_download_over_a_long_path_makes_the_tunnel_grow_by_itself(
             peer.sendall(bytes(1 << 20))
 
     service = start_service(pour)
-    with long_path(real_server.connection_port, 0.025) as port:
+    with long_path(real_server.connection_port, 0.025, window) as port:
         url = f"http://127.0.0.1:{port}"
         with Tunnel(service.target, server=url, subdomain="demo", proxy=""):
             with connect(real_server.proxy_port) as sock:

@@ -3,7 +3,8 @@
 All visitors of a session share one TCP connection: its window, and what every lost packet
 costs. On a short path that is no limit. On a long one it is as soon as much is in flight: Linux
 lets 4 MiB be in flight on a connection, which makes 80 MB/s of any line over 50 ms, however
-many visitors there are.
+many visitors there are. And it is one where losses keep little in flight: bytes wait in our
+kernel then, although no queue has formed on the way.
 """
 
 from __future__ import annotations
@@ -21,6 +22,20 @@ be 10 GB/s."""
 LOOKS: Final = 2
 """Looks in a row that must find so much: one alone may have seen a burst out of a buffer."""
 
+LONG_PATH: Final = 0.010
+"""Round trip in seconds below which bytes that wait in our kernel tell nothing: a loss is made good
+in no time there, and what limits is the line or the peer."""
+
+WAITING: Final = 16 * 1024
+"""Bytes waiting in our kernel that are more than what it is about to send anyway …"""
+
+WAITING_LOOKS: Final = 5
+"""… at so many looks in a row: at the start of a transfer it is normal, for some round trips."""
+
+QUEUED: Final = 1.5
+"""How many smallest round trips one takes at least while the line is what limits, because a queue
+has formed before it. More connections would only share it then."""
+
 IDLE: Final = 30.0
 """Seconds without a visitor after which a connection that was added is closed."""
 
@@ -37,7 +52,16 @@ class Gauge:
     Times are monotonic seconds, and bytes are those since the session's start.
     """
 
-    __slots__ = ("_full", "_looked_at", "_opened", "_received", "_sent", "_used_at", "moving")
+    __slots__ = (
+        "_full",
+        "_looked_at",
+        "_opened",
+        "_received",
+        "_sent",
+        "_used_at",
+        "_waiting",
+        "moving",
+    )
 
     def __init__(self, now: float) -> None:
         #: Whether bytes moved between the last two looks.
@@ -46,25 +70,37 @@ class Gauge:
         self._received = self._sent = 0
         #: How many looks in a row found it full.
         self._full = 0
+        #: … and how many found bytes waiting that only this connection keeps from leaving.
+        self._waiting = 0
         self._used_at = now
         self._opened = 0
 
-    def limits(self, now: float, received: int, sent: int, round_trip: float) -> bool:
+    def limits(
+        self,
+        now: float,
+        received: int,
+        sent: int,
+        round_trip: float,
+        waiting: int = 0,
+        round_trip_now: float = 0.0,
+    ) -> bool:
         """Whether the session may be what limits its visitors; call it at each look, and only then.
 
         What is in flight is what moves in a ``round_trip``, the smallest one known: a queue on
         the way makes round trips longer, and what stands in it is not in flight. Directions
-        count apart, since each has its own window.
+        count apart, since each has its own window. ``waiting`` bytes are in our kernel now and
+        may not be sent yet.
         """
         moved = max(received - self._received, sent - self._sent)
         elapsed = now - self._looked_at
         self._looked_at, self._received, self._sent = now, received, sent
         self.moving = moved > 0
-        if elapsed <= 0 or moved / elapsed * round_trip < IN_FLIGHT:
-            self._full = 0
-        else:
-            self._full += 1
-        return self._full >= LOOKS
+        full = elapsed > 0 and moved / elapsed * round_trip >= IN_FLIGHT
+        self._full = self._full + 1 if full else 0
+        no_queue = round_trip >= LONG_PATH and round_trip_now < QUEUED * round_trip
+        held_up = self.moving and waiting >= WAITING and no_queue
+        self._waiting = self._waiting + 1 if held_up else 0
+        return self._full >= LOOKS or self._waiting >= WAITING_LOOKS
 
     def is_idle(self, now: float, opened: int, running: int) -> bool:
         """Whether it has been without a visitor for :data:`IDLE` seconds.

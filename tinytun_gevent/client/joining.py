@@ -10,11 +10,13 @@ from typing import Final
 import gevent
 from gevent.event import Event
 
+from .. import sockets
 from ..errors import HandshakeError, SessionError, TryLaterError, TunnelError
 from ..session import Session
 from ..stream import REFUSED_STREAM, Stream
 from ..wire.handshake import Join, OpenReply, OpenRequest
 from .config import ClientConfig
+from .dial import address_of
 from .growth import LOOK, Gauge, Pauses
 from .link import open_session, see_off
 
@@ -142,7 +144,8 @@ class Team:
     def _look(self, now: float, key: str) -> None:
         too_few = False
         for session, gauge in self._gauges.items():
-            if gauge.limits(now, session.data_received, session.data_sent, session.min_rtt):
+            moved = session.data_received, session.data_sent
+            if gauge.limits(now, *moved, session.min_rtt, *sockets.held_up(session.end.sock)):
                 too_few = True
         if too_few and self._pauses.is_over(now):
             for _ in range(self._config.sessions - len(self._gauges) - len(self._joining)):
@@ -164,7 +167,10 @@ class Team:
     def _join(self, request: OpenRequest) -> None:
         """Adds one session, or remembers that it failed. Blocks."""
         try:
-            session, reply, _ = open_session(self._config, request, self._admit)
+            if self.over.is_set():
+                return
+            beside = address_of(self.sessions[0].end.sock)  # another server of that name has no such tunnel
+            session, reply, _ = open_session(self._config, request, self._admit, beside)
             if reply.connection_id != self._granted.connection_id:
                 session.close()
                 raise HandshakeError("the server added the session to another tunnel", 502)
