@@ -40,7 +40,7 @@ def looks(rate: float, round_trip: float, count: int = 2 * LOOKS, up: bool = Fal
         (15 * MIB, 0.050, False),
         (119 * MIB, 0.100, True),  # a line of 1 Gbit/s
         (119 * MIB, 0.001, False),  # … across the street
-        (2000 * MIB, 0.0002, False),  # loopback
+        (2000 * MIB, 0.004, False),  # loopback, and a process that has just started
         (1 * MIB, 0.300, False),
         (100 * MIB, 0.0, False),  # no round trip is known yet
     ],
@@ -63,10 +63,10 @@ def holds(waiting: int, round_trip: float, now: float, rate: float = MIB) -> lis
     ("waiting", "round_trip", "now", "limits"),
     [
         (200_000, 0.050, 0.052, True),  # losses, or a small window, with the line far from full
-        (17_000, 0.010, 0.010, True),
+        (17_000, 0.005, 0.005, True),
         (16_000, 0.050, 0.052, False),  # the service is what limits
         (200_000, 0.050, 0.090, False),  # a queue stands: the line is what limits
-        (200_000, 0.009, 0.009, False),  # short: a loss costs nothing
+        (200_000, 0.004, 0.004, False),  # short: a loss costs nothing
         (0, 0.050, 0.0, False),  # the kernel does not tell
     ],
 )

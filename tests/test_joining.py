@@ -52,6 +52,7 @@ def server() -> Iterator[FakeServer]:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever moves or does not, one connection is not enough."""
+    monkeypatch.setattr(growth, "LONG_PATH", 0)
     monkeypatch.setattr(growth, "IN_FLIGHT", 0)
     monkeypatch.setattr(joining, "LOOK", 0.005)
     monkeypatch.setattr(joining, "QUIET_LOOK", 0.005)

@@ -14,17 +14,17 @@ from typing import Final
 LOOK: Final = 0.1
 """Seconds between two looks while bytes move: a burst of visitors is over in seconds."""
 
+LONG_PATH: Final = 0.005
+"""Round trip in seconds below which one connection is enough: with 4 MiB in flight it carries more
+than the program, and it makes a loss good in no time. The first PING, from a process that has
+just started, takes a millisecond or two on a loopback."""
+
 IN_FLIGHT: Final = 1024 * 1024
 """Bytes in flight at which a connection may be what limits: a quarter of what Linux allows, so
-that the others are there before it is reached. At 0.1 ms, on a loopback or a LAN, that would
-be 10 GB/s."""
+that the others are there before it is reached."""
 
 LOOKS: Final = 2
 """Looks in a row that must find so much: one alone may have seen a burst out of a buffer."""
-
-LONG_PATH: Final = 0.010
-"""Round trip in seconds below which bytes that wait in our kernel tell nothing: a loss is made good
-in no time there, and what limits is the line or the peer."""
 
 WAITING: Final = 16 * 1024
 """Bytes waiting in our kernel that are more than what it is about to send anyway …"""
@@ -95,10 +95,11 @@ class Gauge:
         elapsed = now - self._looked_at
         self._looked_at, self._received, self._sent = now, received, sent
         self.moving = moved > 0
-        full = elapsed > 0 and moved / elapsed * round_trip >= IN_FLIGHT
+        far = round_trip >= LONG_PATH
+        full = far and elapsed > 0 and moved / elapsed * round_trip >= IN_FLIGHT
         self._full = self._full + 1 if full else 0
-        no_queue = round_trip >= LONG_PATH and round_trip_now < QUEUED * round_trip
-        held_up = self.moving and waiting >= WAITING and no_queue
+        no_queue = round_trip_now < QUEUED * round_trip
+        held_up = far and no_queue and self.moving and waiting >= WAITING
         self._waiting = self._waiting + 1 if held_up else 0
         return self._full >= LOOKS or self._waiting >= WAITING_LOOKS
 
