@@ -134,8 +134,11 @@ class Team:
         """The greenlet that looks whether there are too few or too many; sleeps while nobody visits."""
         while True:
             if any(session.stream_count for session in self._gauges):
-                moving = any(gauge.moving for gauge in self._gauges.values())
-                gevent.sleep(LOOK if moving else QUIET_LOOK)
+                if any(gauge.moving for gauge in self._gauges.values()):
+                    gevent.sleep(LOOK)
+                elif self._traffic.wait(QUIET_LOOK):  # a new visitor: what he moves is of interest
+                    self._traffic.clear()
+                    gevent.sleep(LOOK)
             else:
                 self._traffic.clear()
                 self._traffic.wait(IDLE_LOOK if len(self._gauges) > 1 else None)
