@@ -24,7 +24,7 @@ from fake_server import (
     refuse,
     running,
 )
-from support import Peer, connect, eventually, get, read_head, read_response, request
+from support import Peer, connect, eventually, get, read_head, read_response, request, respond
 
 from tinytun_gevent import Tunnel, TunnelServer
 from tinytun_gevent.client import dial, growth, joining
@@ -422,6 +422,46 @@ def test_visitors_are_spread_and_a_goodbye_frees_the_name(
         sock.close()
     tunnel.close()
     assert not real_server.registry.tunnels
+
+
+def test_the_limit_holds_for_many_visitors_on_several_sessions(
+    real_server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel, eager: None
+) -> None:
+    lock = threading.Lock()
+    running: list[int] = []
+    most: list[int] = []
+
+    def script(peer: Peer) -> None:
+        while (got := peer.read_request()) is not None:
+            with lock:
+                running.append(peer.number)
+                most.append(len(running))
+            peer.sendall(respond(got.target))
+            with lock:
+                running.remove(peer.number)
+
+    open_tunnel(start_service(script), server=real_server, sessions=3, concurrency=3)
+    assert get(real_server.proxy_port).status == 200
+    eventually(lambda: count(real_server) == 3)
+    failed: list[object] = []
+
+    def visit(visitor: int) -> None:
+        for number in range(20):
+            target = f"/{visitor}/{number}"
+            with connect(real_server.proxy_port) as sock:
+                # HTTP/1.0 gets a stream of its own each time, and its place is given away at once.
+                sock.sendall(request("demo", target, minor=visitor % 2))
+                if (answer := read_response(sock)).body != target.encode():
+                    failed.append(answer)
+
+    threads = [threading.Thread(target=visit, args=(visitor,)) for visitor in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert failed == []
+    assert max(most) <= 3
 
 
 @contextmanager
