@@ -67,8 +67,8 @@ class Session:
         """``max_streams`` is how many the peer may have open, ``received`` what was read already."""
         sockets.tune_session(sock)
         now = time.monotonic()
-        self._sock = sock
         self.end: End = end_of(sock)
+        self._sock = self.end.sock
         self.opener = opener
         self.max_streams = max_streams
         self._early = received

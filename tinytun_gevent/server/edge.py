@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from gevent import socket
 from gevent.event import Event
 
 from tinytun_gevent import sockets
@@ -28,7 +27,7 @@ from tinytun_gevent.server.forwarder import Forwarder
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.routing import find_route
 from tinytun_gevent.server.sending import failure_of
-from tinytun_gevent.sockets import end_of
+from tinytun_gevent.sockets import Socket, end_of
 from tinytun_gevent.stream import Stream
 from tinytun_gevent.wire import http1
 
@@ -53,7 +52,7 @@ class Edge:
     def visitors(self) -> int:
         return len(self._visitors)
 
-    def handle(self, sock: socket.socket, address: tuple[str, int]) -> None:
+    def handle(self, sock: Socket, address: tuple[str, int]) -> None:
         """Serves one visitor connection until it ends; closes the socket. Blocks."""
         visitor = Visitor(self._core, sock, address)
         self._visitors.add(visitor)
@@ -91,7 +90,7 @@ class Visitor:
         "sink",
     )
 
-    def __init__(self, core: ServerCore, sock: socket.socket, address: tuple[str, int]) -> None:
+    def __init__(self, core: ServerCore, sock: Socket, address: tuple[str, int]) -> None:
         sockets.tune(sock)
         self._core = core
         self._end = end_of(sock)
