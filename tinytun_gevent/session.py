@@ -32,10 +32,10 @@ from tinytun_gevent.errors import (
 from tinytun_gevent.flow import INITIAL_WINDOW
 from tinytun_gevent.incoming import MAX_FRAME, UNKNOWN_RTT, Incoming
 from tinytun_gevent.liveness import LOOK, Liveness
-from tinytun_gevent.sockets import End, end_of
+from tinytun_gevent.sockets import Buffer, End, end_of
 from tinytun_gevent.stream import NO_ERROR, Gate, Stream
 from tinytun_gevent.wire import http2
-from tinytun_gevent.writer import Writer
+from tinytun_gevent.writer import SMALL, Writer
 
 HANG_UP: Final = 1.0
 """Seconds for the last frames to leave when a session ends."""
@@ -267,6 +267,15 @@ class Session:
 
     def unblock(self, stream: Stream) -> None:
         self.blocked.discard(stream)
+
+    def send_small(self, stream: Stream, payload: Buffer) -> bool:
+        """Sends all of a short ``payload`` in one frame, if that takes no waiting; whether it did."""
+        count = len(payload)
+        if count > SMALL or not self.writer.takes_small or self._allowed(stream, count) < count:
+            return False
+        self._charge(stream, count)
+        self.writer.join(stream.id, payload)
+        return True
 
     def send_data(self, stream: Stream, payload: memoryview) -> int:
         """Sends one frame from ``payload``: bytes sent, 0 if the window is used up. Blocks."""

@@ -178,6 +178,11 @@ class Visitor:
         """The next request's head; None when the visitor has ended his side. Blocks."""
         buffer, searched = self._buffer, 0
         limit = self.request_limits.bytes
+        if not buffer and not self._ended:
+            data = self._end.recv(READ_SIZE)
+            if data.find(b"\r\n\r\n") == len(data) - 4 and 4 < len(data) <= limit and not self._finished:
+                return data  # one whole head and nothing else, as nearly always
+            self._take(data)
         while not self._ended:
             if buffer:
                 end = http1.head_end(buffer, 0, searched)
@@ -190,12 +195,15 @@ class Visitor:
                     return head
                 searched = len(buffer)
                 self._head_since = self._head_since or time.monotonic()
-            data = self._end.recv(READ_SIZE)
-            if not data:
-                self._ended = True
-            elif not self._finished:
-                buffer += data
+            self._take(self._end.recv(READ_SIZE))
         return None
+
+    def _take(self, data: bytes) -> None:
+        """Keeps what the visitor has sent, unless nothing more will be answered."""
+        if not data:
+            self._ended = True
+        elif not self._finished:
+            self._buffer += data
 
     def _serve(self, head: bytes) -> None:
         """Sends one request to where it belongs; returns when all of it has been sent."""

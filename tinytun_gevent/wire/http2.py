@@ -99,6 +99,11 @@ def goaway(last_stream_id: int, code: int = 0, reason: bytes = b"") -> bytes:
     return GoAwayFrame(0, last_stream_id, code, reason[:256]).serialize()
 
 
+def data_head(length: int, stream_id: int) -> bytes:
+    """The header of a DATA frame of ``length`` bytes."""
+    return _HEAD.pack(length >> 16, length & 0xFFFF, DATA, 0, stream_id)
+
+
 def rst_stream(stream_id: int, code: int) -> bytes:
     """A RST_STREAM frame (RFC 9113 §6.4)."""
     return _UPDATE.pack(0, 4, RST_STREAM, 0, stream_id, code)
