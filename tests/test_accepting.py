@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import socket as native
 from typing import Any
 
 import gevent
@@ -16,6 +15,7 @@ from helpers import deadline
 
 from tinytun_gevent.server import accepting
 from tinytun_gevent.server.accepting import Acceptor
+from tinytun_gevent.sockets import BareSocket
 from tinytun_gevent.workers import Workers
 
 
@@ -125,4 +125,4 @@ def test_a_raw_socket_is_what_the_data_path_wants() -> None:
             assert visitor.recv(1) == b""
     finally:
         server.close()
-    assert kinds == [(native.SocketType, 0.0)]
+    assert kinds == [(BareSocket, 0.0)]

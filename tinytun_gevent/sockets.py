@@ -7,6 +7,7 @@ does the work and blocks. :func:`end_of` is the only place that decides.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import socket as native
@@ -33,8 +34,11 @@ NOTSENT_LOWAT: Final = 128 * 1024
 
 Buffer = bytes | bytearray | memoryview
 
-Socket = socket.socket | native.SocketType
-"""A connected socket: gevent's, or the bare one that all others are made of."""
+BareSocket = _socket.socket
+"""What all other sockets are made of; gevent replaces every other name that it has."""
+
+Socket = socket.socket | BareSocket
+"""A connected socket: gevent's, or a bare one."""
 
 SHORT: Final = 4096
 """Bytes of a read that may be a head whose body waits for an acknowledgement."""

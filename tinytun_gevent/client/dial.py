@@ -21,7 +21,7 @@ from gevent import socket, ssl
 from gevent.queue import Empty, Queue
 
 from ..errors import UnreachableError, UsageError
-from ..sockets import tune
+from ..sockets import BareSocket, tune
 from .address import bracketed
 from .config import ClientConfig
 from .proxies import Proxy
@@ -164,14 +164,14 @@ def connect(address: Address) -> socket.socket:
     return sock
 
 
-def connect_bare(address: Address) -> native.SocketType:
+def connect_bare(address: Address) -> BareSocket:
     """As `connect`, but the socket has none of gevent's methods and is non-blocking: made quicker.
 
     A connection on this machine stands when the first call returns, though that does not say so:
     the second one does, and nothing needs to be waited for.
     """
     family, sockaddr = address
-    sock = native.SocketType(family, native.SOCK_STREAM)
+    sock = BareSocket(family, native.SOCK_STREAM)
     try:
         sock.setblocking(False)
         error = sock.connect_ex(sockaddr)

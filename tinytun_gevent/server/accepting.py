@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import socket as native
 from collections.abc import Callable
 from typing import Any, Final
 
 from gevent import socket
 from gevent.server import StreamServer
 
+from tinytun_gevent.sockets import BareSocket
 from tinytun_gevent.workers import Workers
 
 log = logging.getLogger("tinytun_gevent.server")
@@ -88,7 +88,7 @@ class Acceptor(StreamServer):
             descriptor, address = listener._accept()
         except BlockingIOError:
             return None
-        sock = native.SocketType(listener.family, listener.type, listener.proto, descriptor)
+        sock = BareSocket(listener.family, listener.type, listener.proto, descriptor)
         sock.setblocking(False)
         return sock, address
 

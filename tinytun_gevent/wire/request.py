@@ -61,7 +61,8 @@ class RequestHead:
     host_field: bytes
     """As the visitor wrote it: the Host field, or the authority of an absolute form."""
     fields: Fields
-    """To be forwarded, in order; Content-Length or Transfer-Encoding last, in canonical form."""
+    """To be forwarded, in order; Content-Length or Transfer-Encoding last, in canonical form. Other
+    requests may have the same list: replace it, do not change it."""
     forwarding: Fields
     """X-Forwarded-* and the like as received: for ``client_from_forwarding`` and nothing else."""
     keep_alive: bool
