@@ -80,10 +80,8 @@ def _read_head(head: bytes, to_head: bool, upgrade_asked: bool, most: int) -> Re
 
     bodiless = status < 200 or status == 204  # and no field about one (RFC 9110 section 8.6)
     declared = rules.take_framing(noted, minor, 502, [] if bodiless else fields)
-    if bodiless or status == 304 or to_head:
-        length = 0
-    else:
-        length = UNTIL_CLOSE if declared is None else declared
+    without = bodiless or status == 304 or to_head
+    length = 0 if without else UNTIL_CLOSE if declared is None else declared
     upgrade = noted.get(b"upgrade", b"")
     if status == 101:
         if not upgrade:
