@@ -850,6 +850,39 @@ def test_resets_and_the_end_of_a_session_over_tls(side: str) -> None:
 # -- the end ------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tls", [True, False])
+def test_the_half_close_of_a_session_comes_behind_its_last_frames(tls: bool) -> None:
+    with session_pair(sockets=tls_pair() if tls else None) as pair:
+        near, far = pair.open()
+        near.stream.shutdown()
+        assert far.wait_end() == b""
+        busy = pair.acceptor.writer
+        with deadline():
+            busy._lock.acquire()
+        far.stream.shutdown()
+        pair.acceptor.goaway()
+        finishing = gevent.spawn(pair.acceptor.finish_writing)
+        wait_until(lambda: busy._lock.wanted or finishing.ready())
+        busy._release()
+        assert near.wait_end() == b""
+        with deadline():
+            finishing.get()
+            pair.opener.closed.wait()
+        assert pair.opener.goaway_received
+
+
+def test_a_close_sends_at_once_what_waits_for_the_end_of_the_round() -> None:
+    """The process may end before there is another round."""
+    with raw_peer(opener=True) as (session, peer, _):
+        stream = session.open()
+        session.goaway()
+        stream.shutdown()
+        session.close()
+        assert session.end.closed
+        with deadline():
+            assert "END_STREAM" in peer.wait(DataFrame, 1).flags
+
+
 @pytest.mark.parametrize("side", ["opener", "acceptor"])
 def test_a_close_wakes_everybody_on_both_sides(side: str) -> None:
     with session_pair() as pair:

@@ -156,6 +156,8 @@ class Session:
         if not self.goaway_sent or code:
             reason = str(error).encode("ascii", "replace") if code else b""
             self.writer.control(http2.goaway(self.conn.highest_inbound_stream_id, code, reason))
+        else:
+            self.writer.control()  # what was to leave when this round of the event loop is over
         ended = error or SessionClosedError("the session was closed")
         for stream in list(self.streams.values()):
             stream.abort(ended)
@@ -176,8 +178,13 @@ class Session:
         self.end.close()
 
     def finish_writing(self) -> None:
-        """Half-closes the connection behind what is queued. Never blocks; raises ``OSError``."""
+        """Half-closes the connection behind what is queued; raises ``OSError``.
+
+        Blocks until that is sent, at most :data:`HANG_UP` seconds: TLS sends nothing at once.
+        """
         self.writer.control()
+        if self.writer.pending or self.writer.unsent:
+            gevent.with_timeout(HANG_UP, self.writer.wait_empty, timeout_value=None)
         self.end.finish_writing()
 
     # -- streams ------------------------------------------------------------
