@@ -137,6 +137,8 @@ class Agent:
         first one short.
         """
         self._stopping = True
+        if self._main is not None:
+            self._main.kill()  # before the sessions are counted: it may have begun another one
         if self._team is not None:
             self._team.close()
         sessions = list(self._sessions)
@@ -148,8 +150,6 @@ class Agent:
             gevent.joinall([gevent.spawn(part, session) for session in sessions])
         for session in sessions:
             session.close()
-        if self._main is not None:
-            self._main.kill()
         gevent.killall(list(self._visitors.values()))
         self._enter(State.CLOSED, "")
         self._ended.set()
