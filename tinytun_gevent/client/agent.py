@@ -144,6 +144,8 @@ class Agent:
         first one short.
         """
         self._stopping = True
+        if self._main is not None:
+            self._main.kill()  # before the sessions are counted: it may have begun another one
         if self._team is not None:
             self._team.close()
         sessions = list(self._sessions)
@@ -155,8 +157,6 @@ class Agent:
             gevent.joinall([gevent.spawn(part, session) for session in sessions])
         for session in sessions:
             session.close()
-        if self._main is not None:
-            self._main.kill()
         if self._workers is not None:
             self._workers.kill()
             self._workers.join(FAREWELL)
