@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "buffer.h"
 #include "common.h"
 #include "messages.h"
 #include "websocket.h"
@@ -20,13 +21,8 @@
 #define WRITES_A_TURN 256       /* then the other connections have theirs */
 #define MESSAGE_MOST (1 << 20)  /* bytes of a frame; whoever sends a larger one is closed */
 #define INPUT_MOST (MESSAGE_MOST + WS_HEAD_MOST)
-#define FIRST_ROOM 4096
+#define READ_LEAST 2048 /* bytes of room for one read */
 #define EVENTS 256
-
-struct buffer {
-    char *data;
-    size_t start, end, room;
-};
 
 enum mode { HTTP, WEBSOCKET };
 
@@ -43,44 +39,6 @@ struct client {
 static int epoll;
 static char chunk[sizeof CHUNK_LINE - 1 + CHUNK_DATA + 2];
 static char filler[FILLER];
-
-static size_t held(const struct buffer *buffer)
-{
-    return buffer->end - buffer->start;
-}
-
-/* Makes room for "count" bytes after the end. */
-static void reserve(struct buffer *buffer, size_t count)
-{
-    if (buffer->start) {
-        memmove(buffer->data, buffer->data + buffer->start, held(buffer));
-        buffer->end -= buffer->start;
-        buffer->start = 0;
-    }
-    if (buffer->room - buffer->end >= count)
-        return;
-    buffer->room = buffer->room ? buffer->room : FIRST_ROOM;
-    while (buffer->room - buffer->end < count)
-        buffer->room *= 2;
-    buffer->data = realloc(buffer->data, buffer->room);
-    if (!buffer->data)
-        die("no memory");
-}
-
-static void append(struct buffer *buffer, const void *data, size_t count)
-{
-    if (buffer->room - buffer->end < count)
-        reserve(buffer, count);
-    memcpy(buffer->data + buffer->end, data, count);
-    buffer->end += count;
-}
-
-static void consume(struct buffer *buffer, size_t count)
-{
-    buffer->start += count;
-    if (buffer->start == buffer->end)
-        buffer->start = buffer->end = 0;
-}
 
 static void drop(struct client *client)
 {
@@ -102,7 +60,7 @@ static const char *field(const char *head, const char *name)
 
 static void answer(struct client *client, const char *text)
 {
-    append(&client->out, text, strlen(text));
+    buffer_append(&client->out, text, strlen(text));
 }
 
 static void upgrade(struct client *client, const char *key)
@@ -143,12 +101,12 @@ static void respond(struct client *client, const char *head)
 static bool take_request(struct client *client)
 {
     char *start = client->in.data + client->in.start;
-    char *end = held(&client->in) ? memmem(start, held(&client->in), "\r\n\r\n", 4) : NULL;
+    char *end = buffer_held(&client->in) ? memmem(start, buffer_held(&client->in), "\r\n\r\n", 4) : NULL;
     if (!end)
         return false;
     end[2] = 0; /* in place of the empty line */
     respond(client, start);
-    consume(&client->in, (size_t)(end - start) + 4);
+    buffer_consume(&client->in, (size_t)(end - start) + 4);
     return true;
 }
 
@@ -158,14 +116,14 @@ static bool take_frame(struct client *client)
     struct frame frame;
     unsigned char head[WS_HEAD_MOST];
     unsigned char *start = (unsigned char *)client->in.data + client->in.start;
-    if (!websocket_parse(start, held(&client->in), &frame))
+    if (!websocket_parse(start, buffer_held(&client->in), &frame))
         return false;
     if (frame.length > MESSAGE_MOST || !frame.masked) {
         client->last = true;
         return false;
     }
     size_t whole = frame.head + frame.length;
-    if (held(&client->in) < whole)
+    if (buffer_held(&client->in) < whole)
         return false;
     unsigned char *payload = start + frame.head;
     if (frame.opcode != WS_PONG) {
@@ -175,16 +133,16 @@ static bool take_frame(struct client *client)
         if (frame.opcode == WS_PING)
             frame.opcode = WS_PONG;
         websocket_make_head(&frame, head);
-        append(&client->out, head, frame.head);
-        append(&client->out, payload, frame.length);
+        buffer_append(&client->out, head, frame.head);
+        buffer_append(&client->out, payload, frame.length);
     }
-    consume(&client->in, whole);
+    buffer_consume(&client->in, whole);
     return true;
 }
 
 static bool busy(const struct client *client)
 {
-    return held(&client->out) || client->chunks_left || client->bytes_left;
+    return buffer_held(&client->out) || client->chunks_left || client->bytes_left;
 }
 
 /* Puts the next piece of a body into the output, or sends it from where it lies; false with errno on failure. */
@@ -201,7 +159,7 @@ static bool send_body(struct client *client)
         client->bytes_left -= count;
         return true;
     }
-    append(&client->out, chunk + count, sizeof chunk - (size_t)count); /* the rest of a chunk cut by a full socket */
+    buffer_append(&client->out, chunk + count, sizeof chunk - (size_t)count); /* the rest of a chunk cut by a full socket */
     if (--client->chunks_left == 0)
         answer(client, CHUNKED_END);
     return true;
@@ -211,12 +169,12 @@ static bool send_body(struct client *client)
 static bool flush(struct client *client)
 {
     for (int writes = 0; busy(client) && writes < WRITES_A_TURN; writes++) {
-        if (held(&client->out)) {
+        if (buffer_held(&client->out)) {
             char *start = client->out.data + client->out.start;
-            ssize_t count = send(client->socket, start, held(&client->out), MSG_NOSIGNAL);
+            ssize_t count = send(client->socket, start, buffer_held(&client->out), MSG_NOSIGNAL);
             if (count < 0)
                 return errno == EAGAIN;
-            consume(&client->out, (size_t)count);
+            buffer_consume(&client->out, (size_t)count);
         } else if (!send_body(client)) {
             return errno == EAGAIN;
         }
@@ -239,10 +197,10 @@ static bool work(struct client *client)
 
 static bool read_more(struct client *client)
 {
-    if (held(&client->in) >= INPUT_MOST)
+    if (buffer_held(&client->in) >= INPUT_MOST)
         return false;
-    if (client->in.room - client->in.end < FIRST_ROOM / 2)
-        reserve(&client->in, FIRST_ROOM);
+    if (client->in.room - client->in.end < READ_LEAST)
+        buffer_reserve(&client->in, READ_LEAST);
     ssize_t count = recv(client->socket, client->in.data + client->in.end, client->in.room - client->in.end, 0);
     if (count <= 0)
         return count < 0 && errno == EAGAIN;

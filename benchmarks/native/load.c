@@ -32,6 +32,7 @@ struct socket {
 
 static struct tally tally;
 static struct samples samples;
+static int epoll;
 static int opening; /* sockets */
 static size_t payload;
 static char request[HEAD_MOST];
@@ -71,14 +72,25 @@ static size_t make_message(const struct socket *socket)
     return frame.head + payload;
 }
 
-static void continue_message(struct socket *socket)
+static void wait_for(struct socket *socket, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.ptr = socket};
+    if (epoll_ctl(epoll, EPOLL_CTL_MOD, socket->descriptor, &event) < 0)
+        die("epoll_ctl");
+}
+
+/* Sends what is left of the message; an event continues it if the socket is full. */
+static void continue_message(struct socket *socket, bool waited)
 {
     size_t length = make_message(socket);
     ssize_t count = send(socket->descriptor, message + length - socket->unsent, socket->unsent, MSG_NOSIGNAL);
-    if (count >= 0)
-        socket->unsent -= (size_t)count;
-    else if (errno != EAGAIN)
+    if (count < 0 && errno != EAGAIN) {
         give_up(socket, "a message could not be sent");
+        return;
+    }
+    socket->unsent -= count > 0 ? (size_t)count : 0;
+    if (waited != (socket->unsent > 0))
+        wait_for(socket, waited ? EPOLLIN : EPOLLIN | EPOLLOUT);
 }
 
 static void send_message(struct socket *socket)
@@ -87,7 +99,7 @@ static void send_message(struct socket *socket)
     socket->sent_at = now_ns();
     socket->unsent = make_message(socket);
     tally.attempts++;
-    continue_message(socket);
+    continue_message(socket, false);
 }
 
 static void take_answer(struct socket *socket)
@@ -142,31 +154,31 @@ static void receive(struct socket *socket, int64_t now, int64_t end)
         take_echo(socket, now, end);
 }
 
-static void handle(struct socket *socket, uint32_t events, int epoll, int64_t now, int64_t end)
+static void ask(struct socket *socket)
 {
-    struct epoll_event reading = {.events = EPOLLIN, .data.ptr = socket};
-    if (socket->state == CONNECTING) {
-        if (socket_error(socket->descriptor) ||
-            send(socket->descriptor, request, request_length, MSG_NOSIGNAL) != (ssize_t)request_length) {
-            give_up(socket, "a socket could not connect");
-            return;
-        }
-        socket->state = UPGRADING;
-        epoll_ctl(epoll, EPOLL_CTL_MOD, socket->descriptor, &reading);
+    if (socket_error(socket->descriptor) ||
+        send(socket->descriptor, request, request_length, MSG_NOSIGNAL) != (ssize_t)request_length) {
+        give_up(socket, "a socket could not connect");
         return;
     }
-    if (socket->unsent && (events & EPOLLOUT))
-        continue_message(socket);
+    socket->state = UPGRADING;
+    wait_for(socket, EPOLLIN);
+}
+
+static void handle(struct socket *socket, uint32_t events, int64_t now, int64_t end)
+{
+    if (socket->state == CONNECTING) {
+        ask(socket);
+        return;
+    }
+    if (events & EPOLLOUT)
+        continue_message(socket, true);
     if (socket->state != OVER && (events & ~(uint32_t)EPOLLOUT))
         receive(socket, now, end);
-    if (socket->state != OVER && (socket->unsent || (events & EPOLLOUT))) {
-        reading.events |= socket->unsent ? EPOLLOUT : 0;
-        epoll_ctl(epoll, EPOLL_CTL_MOD, socket->descriptor, &reading);
-    }
 }
 
 /* Handles events until "until", or until no socket is opening if that is what is waited for. */
-static void spin(int epoll, int64_t until, bool only_opening)
+static void spin(int64_t until, bool only_opening)
 {
     struct epoll_event events[EVENTS];
     while (now_ns() < until && (!only_opening || opening)) {
@@ -174,16 +186,16 @@ static void spin(int epoll, int64_t until, bool only_opening)
         for (int i = 0; i < found; i++) {
             struct socket *socket = events[i].data.ptr;
             if (socket->state != OVER)
-                handle(socket, events[i].events, epoll, now_ns(), only_opening ? 0 : until);
+                handle(socket, events[i].events, now_ns(), only_opening ? 0 : until);
         }
     }
 }
 
-static void open_socket(struct socket *socket, struct sockaddr_in address, int epoll)
+static void open_socket(struct socket *socket, struct sockaddr_in address, int place)
 {
     socket->room = WS_HEAD_MOST + (payload > HEAD_MOST ? payload : HEAD_MOST);
     socket->data = allocate(socket->room);
-    socket->number = (uint32_t)(uintptr_t)socket; /* messages of two sockets differ */
+    socket->number = (uint32_t)place; /* messages of two sockets differ */
     socket->descriptor = begin_connect(address, 0);
     opening++;
     if (socket->descriptor < 0)
@@ -196,8 +208,9 @@ int run_load(int count, char **arguments)
 {
     (void)count;
     struct sockaddr_in address = make_address(arguments[0], arguments[1]);
-    int sockets = parse_visitors(arguments[3]), epoll = make_epoll();
+    int sockets = parse_visitors(arguments[3]);
     int64_t duration = parse_seconds(arguments[4]);
+    epoll = make_epoll();
     payload = (size_t)parse_number(arguments[5], PAYLOAD_MOST, "a payload is at most 1 MiB");
     message = allocate(payload + WS_HEAD_MOST);
     request_length = make_get(request, sizeof request, arguments[2], "/echo",
@@ -205,8 +218,8 @@ int run_load(int count, char **arguments)
                               "Sec-WebSocket-Key: dGlueXR1bi1iZW5jaG1hcg==\r\n");
     struct socket *all = allocate((size_t)sockets * sizeof *all);
     for (int i = 0; i < sockets; i++)
-        open_socket(&all[i], address, epoll);
-    spin(epoll, now_ns() + OPENING, true);
+        open_socket(&all[i], address, i);
+    spin(now_ns() + OPENING, true);
     int64_t began = now_ns();
     for (int i = 0; i < sockets; i++) {
         if (all[i].state == OPEN)
@@ -214,7 +227,7 @@ int run_load(int count, char **arguments)
         else if (all[i].state != OVER)
             give_up(&all[i], "a socket did not open in time");
     }
-    spin(epoll, began + duration, false);
+    spin(began + duration, false);
     int64_t end = now_ns(), silence = duration < SILENCE ? duration : SILENCE;
     for (int i = 0; i < sockets; i++)
         if (all[i].state == OPEN && all[i].sent_at && end - all[i].sent_at >= silence)
