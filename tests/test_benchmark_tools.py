@@ -440,9 +440,10 @@ def test_the_reader_counts_body_bytes_only(workspace: Workspace, tools: Tools) -
 
 @pytest.mark.parametrize("path", ["/bytes/50000", "/chunks"])
 def test_the_reader_asks_again(workspace: Workspace, tools: Tools, echo: int, path: str) -> None:
-    result = read_bulk(workspace, tools, HOST, echo, path, visitors=2, seconds=2.0, skip=0.2)
+    # An answer of /chunks is 20 MB, and takes tenths of a second.
+    result = read_bulk(workspace, tools, HOST, echo, path, visitors=1, seconds=2.0, skip=0.2)
     assert result.failures == 0
-    assert result.attempts > 2
+    assert result.attempts > 1
     assert result.rate_bytes_per_s > 0
 
 

@@ -96,8 +96,8 @@ static void respond(struct client *client, const char *head)
     }
 }
 
-/* Takes one request out of the input; false if there is none whole. A head without an end is let grow to the
- * input's limit. */
+/* Takes one request out of the input; false if there is none whole. A head without an end is let grow to
+ * the input's limit. */
 static bool take_request(struct client *client)
 {
     char *start = client->in.data + client->in.start;
@@ -145,7 +145,7 @@ static bool busy(const struct client *client)
     return buffer_held(&client->out) || client->chunks_left || client->bytes_left;
 }
 
-/* Puts the next piece of a body into the output, or sends it from where it lies; false with errno on failure. */
+/* Sends the next piece of a body from where it lies; false with errno if nothing was sent. */
 static bool send_body(struct client *client)
 {
     const char *data = client->chunks_left ? chunk : filler;
@@ -159,7 +159,8 @@ static bool send_body(struct client *client)
         client->bytes_left -= count;
         return true;
     }
-    buffer_append(&client->out, chunk + count, sizeof chunk - (size_t)count); /* the rest of a chunk cut by a full socket */
+    /* What a full socket cut off; nothing, as a rule. */
+    buffer_append(&client->out, chunk + count, sizeof chunk - (size_t)count);
     if (--client->chunks_left == 0)
         answer(client, CHUNKED_END);
     return true;
@@ -201,10 +202,11 @@ static bool read_more(struct client *client)
         return false;
     if (client->in.room - client->in.end < READ_LEAST)
         buffer_reserve(&client->in, READ_LEAST);
-    ssize_t count = recv(client->socket, client->in.data + client->in.end, client->in.room - client->in.end, 0);
+    struct buffer *in = &client->in;
+    ssize_t count = recv(client->socket, in->data + in->end, in->room - in->end, 0);
     if (count <= 0)
         return count < 0 && errno == EAGAIN;
-    client->in.end += (size_t)count;
+    in->end += (size_t)count;
     return true;
 }
 

@@ -193,7 +193,8 @@ enum outcome flow_deliver(struct flow *flow, int64_t now)
     if (flow->cut || !flow->writable)
         return GOES_ON;
     enum outcome outcome = write_due(flow, now);
-    if (outcome == GOES_ON && !flow->bytes.first && flow->ending == FIN && flow->end_due <= now && !flow->done) {
+    bool at_end = outcome == GOES_ON && !flow->bytes.first && flow->ending == FIN;
+    if (at_end && flow->end_due <= now && !flow->done) {
         shutdown(flow->to, SHUT_WR);
         flow->done = true;
     }

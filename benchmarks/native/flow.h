@@ -68,7 +68,7 @@ enum outcome flow_deliver(struct flow *flow, int64_t now);
 /* "from" is dead: what it sent is still carried, then RST. */
 void flow_break(struct flow *flow, int64_t now);
 
-/* Puts the flow into the turns if it can read. Call it, then set the timer to flow_wake, after every change. */
+/* Puts the flow into the turns if it can read. To be called after every change, before flow_wake. */
 void flow_ask_turn(struct flow *flow, int64_t now);
 
 /* When flow_deliver has to be called next, if no event comes before. */

@@ -1,9 +1,9 @@
 /* A service of small messages and chunks, and the visitors that load a tunnel with them.
  *
- *   messages echo                                        the service, on a port of the kernel's choice
- *   messages load ADDR PORT HOST SOCKETS SECONDS PAYLOAD   WebSocket messages, each after the last one's echo
- *   messages reader ADDR PORT HOST PATH VISITORS SECONDS   bodies, read and thrown away
- *   messages firstbyte ADDR PORT HOST PATH VISITORS        time to the first byte on new connections, all at once
+ *   messages echo                                         the service, on a port of the kernel's choice
+ *   messages load ADDR PORT HOST SOCKETS SECONDS PAYLOAD  WebSocket messages, each after the echo of the last
+ *   messages reader ADDR PORT HOST PATH VISITORS SECONDS  bodies, read and thrown away
+ *   messages firstbyte ADDR PORT HOST PATH VISITORS       the first byte on new connections, all at once
  *
  * HOST is the Host field. The visitors print lines of a name and a number, "failures" among them. */
 #include <signal.h>
@@ -19,7 +19,10 @@ int main(int count, char **arguments)
         const char *name;
         int (*run)(int, char **);
         int arguments;
-    } modes[] = {{"echo", run_echo, 0}, {"load", run_load, 6}, {"reader", run_reader, 6}, {"firstbyte", run_firstbyte, 5}};
+    } modes[] = {{"echo", run_echo, 0},
+                 {"load", run_load, 6},
+                 {"reader", run_reader, 6},
+                 {"firstbyte", run_firstbyte, 5}};
     signal(SIGPIPE, SIG_IGN);
     raise_file_limit();
     for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)

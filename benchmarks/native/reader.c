@@ -1,5 +1,5 @@
-/* Bodies read and thrown away: each visitor asks again on its connection when one is over. Prints
- * "at SECONDS BYTES" for every tenth of a second, the body bytes of all visitors together since the last line. */
+/* Bodies read and thrown away: each visitor asks again on its connection when one is over. Prints "at SECONDS
+ * BYTES" for every tenth of a second, the body bytes of all visitors together since the last line. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

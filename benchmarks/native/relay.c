@@ -5,29 +5,30 @@
  *
  * Prints "port N" when it listens; port 0 is the kernel's choice. One thread, epoll.
  *
- * Delay. What is read is written N microseconds later, FIN follows the bytes before it, and RST aborts the other
- * side N microseconds after it came (what was under way by then has arrived, if it was taken).
+ * Delay. What is read is written N microseconds later, FIN follows the bytes before it, and RST aborts the
+ * other side N microseconds after it came (what was under way by then has arrived, if it was taken).
  *
- * Connections. Our kernel answers a client's SYN at once, so its connect() returns one round trip too early. To
- * make up for that, nothing of the client is read in the first round trip after the accept, and the connection
- * to the target is begun one delay later, when the last packet of a real handshake would arrive. The first bytes
- * of a client that speaks at once thus reach the target three delays after its connect() began, and the first
- * bytes of a target that speaks first take four. A refusal by the target resets the client when it is known.
+ * Connections. Our kernel answers a client's SYN at once, so its connect() returns one round trip too early.
+ * To make up for that, nothing of the client is read in the first round trip after the accept, and the
+ * connection to the target is begun one delay later, when the last packet of a real handshake would arrive.
+ * The first bytes of a client that speaks at once thus reach the target three delays after its connect()
+ * began, and the first bytes of a target that speaks first take four. A refusal by the target resets the
+ * client when it is known.
  *
- * Rate. Each way all connections share one line of that many bytes a second, the delay comes after it. It serves
- * first come, first served, from a queue of at most "queue" bytes; while that is full no socket is read, so that
- * TCP holds its sender up, and the connections that have something to send take turns of a quarter of a
- * millisecond. Nothing is ever dropped, so a busy sender keeps the queue full: its size is a standing delay.
- * The default is 5 ms of the line, what a router with CoDel lets stand (RFC 8289, 4.2), and never more than one
- * bandwidth-delay product (but always two turns).
+ * Rate. Each way all connections share one line of that many bytes a second, the delay comes after it. It
+ * serves first come, first served, from a queue of at most "queue" bytes; while that is full no socket is
+ * read, so that TCP holds its sender up, and the connections that have something to send take turns of a
+ * quarter of a millisecond. Nothing is ever dropped, so a busy sender keeps the queue full: its size is a
+ * standing delay. The default is 5 ms of the line, what a router with CoDel lets stand (RFC 8289, 4.2), and
+ * never more than one bandwidth-delay product (but always two turns).
  *
- * Window. At most so many bytes are in flight of each connection each way: from being read until one delay after
- * they were written, when a real sender would have the acknowledgement. Without it a connection holds up to
- * 256 MiB each way, which bounds memory only.
+ * Window. At most so many bytes are in flight of each connection each way: from being read until one delay
+ * after they were written, when a real sender would have the acknowledgement. Without it a connection holds
+ * up to 256 MiB each way, which bounds memory only.
  *
- * Socket buffers. Without rate and window they are the kernel's, and everything is read as soon as it is there.
- * With one of them, what the line or the window holds up shall wait in its sender's own buffer, as on a real
- * path, and not in a receive buffer of megabytes here: that one is kept small.
+ * Socket buffers. Without rate and window they are the kernel's, and everything is read as soon as it is
+ * there. With one of them, what the line or the window holds up shall wait in its sender's own buffer, as on
+ * a real path, and not in a receive buffer of megabytes here: that one is kept small.
  *
  * What it does not play: loss, slow start (a new connection may send at full speed), jitter, headers. */
 #include <getopt.h>
@@ -41,8 +42,8 @@
 #define EVENTS 256
 /* Reading stops after this, so that what is due is not late for long. */
 #define READING_TIME (200 * NS_PER_US)
-/* The receive buffer where a rate or a window holds senders up: the kernel needs some segments of loopback's 64 KiB
- * to keep a sender going, and at 1 Gbit/s this is 2 ms. */
+/* The receive buffer where a rate or a window holds senders up: the kernel needs some segments of loopback's
+ * 64 KiB to keep a sender going, and at 1 Gbit/s this is 2 ms. */
 #define SMALL_BUFFER (256 * 1024)
 #define STANDING_QUEUE (5 * 1000 * NS_PER_US)
 
