@@ -94,6 +94,8 @@ class Session:
         self.backlog = 0
         #: Smallest round trip seen, in seconds.
         self.min_rtt = UNKNOWN_RTT
+        #: Bytes that the largest window of a stream has had: what this path can hold.
+        self.usual_window = INITIAL_WINDOW
         #: The peer wants no new streams.
         self.goaway_received = False
         self.goaway_sent = False
@@ -376,7 +378,8 @@ class Session:
         window = stream.receive_window
         if self.backlog > BACKLOG_LIMIT and window.undelivered * len(self.streams) > self.backlog:
             return
-        increment = window.refill(time.monotonic(), self.min_rtt)
+        increment = window.refill(time.monotonic(), self.min_rtt, self.usual_window)
+        self.usual_window = max(self.usual_window, window.size)
         if increment:
             self.writer.soon(http2.window_update(stream.id, increment))
 

@@ -104,7 +104,7 @@ class Stream:
         self.received = 0
         self.sent = 0
         self.opened_at = time.monotonic()
-        self.receive_window = ReceiveWindow(self.opened_at)
+        self.receive_window = ReceiveWindow()
         self._error: SessionError | None = None
         self._window_open: Event | None = None
 
@@ -188,7 +188,7 @@ class Stream:
 
     def rest(self) -> None:
         """Says that the stream goes idle between uses, so that it keeps no grown window."""
-        self.receive_window.shrink(time.monotonic())
+        self.receive_window.shrink()
 
     def wait_window(self, source: End | None = None) -> int:
         """Blocks until at least one byte may be sent; returns how many.
