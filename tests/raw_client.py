@@ -19,11 +19,14 @@ from h2.events import (
     StreamReset,
 )
 from h2.settings import SettingCodes, Settings
-from support import DEADLINE, Source, connect, eventually
+from support import DEADLINE, Response, Source, connect, eventually
 
 from tinytun_gevent import TunnelServer
 
 E = TypeVar("E", bound=Event)
+
+GOAWAY = bytes.fromhex("000008 07 00 00000000 7fffffff 00000000".replace(" ", ""))
+"""GOAWAY(NO_ERROR) by hand: h2's own ends its connection."""
 
 
 class RawClient:
@@ -40,16 +43,27 @@ class RawClient:
         max_streams: int = 100,
         window: int = 65535,
         port: int | None = None,
+        join: RawClient | None = None,
+        waits: bool = True,
     ) -> None:
-        """``window`` is how many bytes the server may send on a stream before it must wait."""
+        """``window`` is how many bytes the server may send on a stream before it must wait.
+
+        With ``join`` it is another session of that client's tunnel; ``waits`` is whether to
+        wait until the server counts it among the others.
+        """
         self.sock = connect(server.connection_port)
         if port is None:
             wish = b"x-tinytun-type: http\r\nx-tinytun-subdomain: %b" % subdomain.encode()
         else:
             wish = b"x-tinytun-type: tcp\r\nx-tinytun-port: %d" % port
+        if join is not None:
+            wish = b"x-tinytun-join: %b %b" % (join.connection_id, join.key)
         self.sock.sendall(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n%b\r\n\r\n" % (server.connection_port, wish))
         head = Source(self.sock).until(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 "), head
+        #: What another session needs to join the tunnel.
+        self.connection_id = Response(head).get(b"x-tinytun-connection-id") or b""
+        self.key = Response(head).get(b"x-tinytun-join") or b""
         self._conn = H2Connection(H2Configuration(client_side=False, header_encoding=None))
         self._conn.local_settings = Settings(
             client=False,
@@ -70,6 +84,8 @@ class RawClient:
         self._thread.start()
         name = subdomain if port is None else port
         eventually(lambda: name in server.registry.tunnels and server.registry.tunnels[name].ready)
+        if join is not None and waits:
+            eventually(lambda: not server.registry.tunnels[name].joining)
 
     def next(self, kind: type[E]) -> E:
         """The next event of that kind; earlier ones of other kinds are dropped.
@@ -114,6 +130,11 @@ class RawClient:
         with self._lock:
             self._conn.increment_flow_control_window(count, stream_id)
             self._flush()
+
+    def goaway(self) -> None:
+        """Says goodbye, without closing anything."""
+        with self._lock:
+            self.sock.sendall(GOAWAY)
 
     def reset(self, stream_id: int, code: int) -> None:
         with self._lock:

@@ -300,6 +300,8 @@ def test_the_diagnosis_never_fails() -> None:
     ("arguments", "expected"),
     [
         ("http 3000", {"http": True, "<target>": "3000", "--concurrency": "100", "--subdomain": None}),
+        ("http 3000", {"--sessions": "4"}),
+        ("tcp 3000 --sessions 1", {"--sessions": "1"}),
         ("http 3000 -s app -c 5", {"--subdomain": "app", "--concurrency": "5"}),
         ("-s app http 3000", {"--subdomain": "app"}),
         (

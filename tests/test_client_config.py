@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinytun_gevent import registry
 from tinytun_gevent.client.config import (
+    MAX_SESSIONS,
     ClientConfig,
     ServerAddress,
     check_log_level,
@@ -113,6 +115,21 @@ def test_ports_out_of_range(port: int | str) -> None:
 def test_concurrency_out_of_range(count: int | str) -> None:
     with pytest.raises(UsageError, match=r"--concurrency .*: allowed: 1-1000000"):
         config(concurrency=count)
+
+
+@pytest.mark.parametrize("count", [0, 17, -1, "0", "17", "x", "4.0", ""])
+def test_sessions_out_of_range(count: int | str) -> None:
+    with pytest.raises(UsageError, match=r"--sessions .*: allowed: 1-16"):
+        config(sessions=count)
+
+
+def test_there_are_up_to_four_sessions_unless_told_otherwise() -> None:
+    assert config().sessions == 4
+    assert [config(sessions=count).sessions for count in (1, "16")] == [1, 16]
+
+
+def test_a_client_asks_for_no_more_sessions_than_a_server_allows() -> None:
+    assert MAX_SESSIONS == registry.MAX_SESSIONS
 
 
 def test_concurrency_is_100_unless_told_otherwise() -> None:

@@ -13,6 +13,7 @@ from tinytun_gevent.errors import HandshakeError, UsageError
 from tinytun_gevent.wire import handshake
 from tinytun_gevent.wire.handshake import (
     HealthCheck,
+    Join,
     Kind,
     OpenReply,
     OpenRequest,
@@ -36,6 +37,8 @@ hosts = st.one_of(
 )
 ports = st.integers(1, 65535)
 tokens = st.from_regex(r"[A-Za-z0-9._~+/-]{1,80}={0,2}", fullmatch=True)
+connection_ids = st.from_regex(r"[!-~]{1,64}", fullmatch=True)
+keys = st.from_regex(r"[0-9A-Za-z]{16,64}", fullmatch=True)
 
 
 def request(*fields: bytes, first: bytes = b"CONNECT example.com:5554 HTTP/1.1") -> bytes:
@@ -78,6 +81,16 @@ def test_a_tcp_request_survives(kind: Kind, authority: str, port: int | None) ->
     assert parse_request(build_request(asked)) == asked
 
 
+@given(st.sampled_from(Kind), hosts, connection_ids, keys, tokens | st.none())
+def test_a_request_to_join_survives(
+    kind: Kind, authority: str, connection_id: str, key: str, token: str | None
+) -> None:
+    asked = OpenRequest(kind, authority, token=token, join=Join(connection_id, key))
+    head = build_request(asked)
+    assert head_end(head) == len(head)
+    assert parse_request(head) == asked
+
+
 @given(
     st.from_regex(r"[0-9a-f]{32}", fullmatch=True),
     hosts | st.none(),
@@ -85,11 +98,18 @@ def test_a_tcp_request_survives(kind: Kind, authority: str, port: int | None) ->
     ports | st.none(),
     st.sampled_from((None, "http://a.example.com", "https://a.b:8443", "tcp://h:20000")),
     st.booleans(),
+    keys | st.none(),
 )
 def test_a_reply_survives(
-    cid: str, domain: str | None, sub: str | None, port: int | None, url: str | None, host_header: bool
+    cid: str,
+    domain: str | None,
+    sub: str | None,
+    port: int | None,
+    url: str | None,
+    host_header: bool,
+    key: str | None,
 ) -> None:
-    said = OpenReply(cid, domain, sub, port, url, host_header)
+    said = OpenReply(cid, domain, sub, port, url, host_header, key)
     head = build_reply(said)
     assert head_end(head) == len(head)
     assert parse_reply(head) == said
@@ -246,6 +266,50 @@ def test_the_bearer_token_is_taken_and_never_shown() -> None:
     asked = opened(b"Authorization: bEaReR  abc.DEF-1_~+/==")
     assert asked.token == "abc.DEF-1_~+/=="
     assert "abc.DEF" not in repr(asked)
+
+
+def test_who_joins_names_a_tunnel_and_its_key_which_is_never_shown() -> None:
+    key = "0123456789abcdef" * 2
+    asked = opened(b"x-tinytun-join:  a1 " + key.encode() + b" ")
+    assert asked.join == Join("a1", key)
+    assert opened().join is None
+    said = parse_reply(reply(b"x-tinytun-connection-id: a1", b"x-tinytun-join: " + key.encode()))
+    assert said == OpenReply("a1", join_key=key)
+    assert key not in repr(asked) + repr(said)
+
+
+def test_a_name_means_nothing_to_who_joins() -> None:
+    join = b"x-tinytun-join: a " + b"k" * 32
+    assert opened(join, b"x-tinytun-subdomain: app").subdomain is None
+    assert opened(join, b"x-tinytun-subdomain: not a name").subdomain is None
+    asked = opened(join, b"x-tinytun-type: tcp", b"x-tinytun-port: x")
+    assert (asked.kind, asked.port, asked.join) == (Kind.TCP, None, Join("a", "k" * 32))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"a",
+        b"a ",
+        b"a " + b"k" * 15,
+        b"a " + b"k" * 65,
+        b"a " + b"k" * 31 + b"-",
+        b"a " + b"k" * 31 + b"\xe9",
+        b"a  " + b"k" * 32,
+        b"a\t" + b"k" * 32,
+        b"a b " + b"k" * 32,
+        b"a " + b"k" * 32 + b" b",
+        b"a" * 65 + b" " + b"k" * 32,
+        b"\xe9 " + b"k" * 32,
+        b"k" * 32,
+    ],
+)
+def test_what_is_not_an_id_and_a_key_is_refused(value: bytes) -> None:
+    with pytest.raises(HandshakeError) as caught:
+        parse_request(request(b"x-tinytun-join: " + value))
+    assert caught.value.status == 400
+    assert "k" * 15 not in str(caught.value)
 
 
 def test_other_credentials_are_not_ours_but_a_malformed_bearer_is_refused() -> None:
@@ -485,6 +549,10 @@ def test_a_reply_must_have_an_id() -> None:
         b"x-tinytun-subdomain: a.b",
         b"x-tinytun-port: 70000",
         b"x-tinytun-port: x",
+        b"x-tinytun-join:",
+        b"x-tinytun-join: " + b"k" * 15,
+        b"x-tinytun-join: " + b"k" * 65,
+        b"x-tinytun-join: a " + b"k" * 32,
         b"x-tinytun-url: ftp://a",
         b"x-tinytun-url: javascript:alert(1)",
         b"x-tinytun-url: http://a b",
@@ -571,6 +639,9 @@ def test_clean_text_is_one_printable_bounded_line(data: bytes) -> None:
         OpenRequest(Kind.HTTP, "a:1", host_header="a\r\nX: y"),
         OpenRequest(Kind.HTTP, "a:1", token="a\r\nX: y"),
         OpenRequest(Kind.HTTP, "a:1", token=""),
+        OpenRequest(Kind.HTTP, "a:1", join=Join("a", "k" * 31 + "\r")),
+        OpenRequest(Kind.HTTP, "a:1", join=Join("a b", "k" * 32)),
+        OpenRequest(Kind.HTTP, "a:1", join=Join("a", "")),
     ],
 )
 def test_what_cannot_be_asked_for_is_not_sent(bad: OpenRequest) -> None:

@@ -141,7 +141,7 @@ def test_the_first_settings_say_what_is_meant(opener: bool, max_streams: int) ->
 
 def test_a_pushed_stream_is_an_error() -> None:
     opener, _ = pair()
-    opener.send_headers(1, http2.request_fields())
+    opener.send_headers(1, list(http2.REQUEST_FIELDS))
     promise = bytes.fromhex("000007 05 04 00000001 00000002 828684".replace(" ", ""))
     with pytest.raises(ProtocolError):
         opener.receive_data(promise)
@@ -201,29 +201,56 @@ def test_malformed_requests_are_refused(fields: list[tuple[str, str]]) -> None:
 
 
 def test_our_own_request_has_all_four_fields_and_the_visitor_never_indexed() -> None:
-    opener, _ = pair()
-    opener.send_headers(1, http2.request_fields("203.0.113.7:4711"))
-    (frame,) = frames_of(opener.take_output())
-    fields = list(Decoder().decode(frame.data, raw=True))
+    (frame,) = frames_of(http2.request(1, "203.0.113.7:4711"))
+    decoder = Decoder()
+    fields = list(decoder.decode(frame.data, raw=True))
     assert [tuple(field) for field in fields[:4]] == list(http2.REQUEST_FIELDS)
     assert tuple(fields[4]) == (b"x-tinytun-visitor", b"203.0.113.7:4711")
     assert isinstance(fields[4], NeverIndexedHeaderTuple)
+    assert not decoder.header_table.dynamic_entries
+    assert http2.read_request(frame.data) == [tuple(field) for field in fields]
 
 
-def test_visitors_do_not_push_the_request_out_of_the_table() -> None:
-    opener, _ = pair()
-    sizes = []
-    for number in range(200):
-        opener.send_headers(2 * number + 1, http2.request_fields(f"203.0.113.{number}:1"))
-        sizes.append(len(opener.take_output()))
-        opener.forget(2 * number + 1)
-    assert max(sizes[1:]) <= sizes[1] + 2  # the address may be longer, the rest is four bytes
-    without = make(opener=True)
-    without.take_output()
-    without.send_headers(1, http2.request_fields())
-    without.take_output()
-    without.send_headers(3, http2.request_fields())
-    assert len(without.take_output()) == http2.FRAME_HEAD + 4
+def test_our_own_answer_is_what_hpack_makes_of_it() -> None:
+    (frame,) = frames_of(http2.response(7))
+    assert list(Decoder().decode(frame.data, raw=True)) == list(http2.RESPONSE_FIELDS)
+    assert frame.stream_id == 7
+    assert http2.is_response(frame.data)
+
+
+@given(block=st.binary(max_size=40), tail=st.binary(max_size=40))
+def test_a_request_that_is_read_without_hpack_says_the_same_with_it(block: bytes, tail: bytes) -> None:
+    """What read_request takes for one of ours decodes to just that; the rest it leaves to h2."""
+    (frame,) = frames_of(http2.request(1, "203.0.113.7:4711"))
+    for candidate in (block, frame.data[:8] + tail, frame.data[: -len(tail) or None] + tail):
+        read = http2.read_request(candidate)
+        if read is not None:
+            decoded = [tuple(field) for field in Decoder().decode(candidate, raw=True)]
+            assert decoded == [field for field in read if field[0] != b":authority" or field in decoded]
+
+
+def test_a_stream_that_h2_learns_of_late_is_in_the_state_that_it_has() -> None:
+    opener, accepting = pair()
+    number = opener.begin_outbound()
+    assert accepting.begin_inbound(number)
+    opener.adopt(number, answered=False, sent_all=False, received_all=False)
+    accepting.adopt(number, answered=False, sent_all=False, received_all=False)
+    accepting.send_headers(number, http2.RESPONSE_FIELDS)
+    (event,) = opener.receive_data(accepting.take_output())
+    assert isinstance(event, ResponseReceived)
+    opener.end_stream(number)
+    accepting.end_stream(number)
+    assert any(isinstance(event, StreamEnded) for event in accepting.receive_data(opener.take_output()))
+    assert any(isinstance(event, StreamEnded) for event in opener.receive_data(accepting.take_output()))
+
+
+def test_streams_are_begun_in_order_only() -> None:
+    opener, accepting = pair()
+    assert (opener.begin_outbound(), opener.begin_outbound()) == (1, 3)
+    assert accepting.begin_inbound(3)
+    assert not accepting.begin_inbound(1)
+    assert not accepting.begin_inbound(4)
+    assert not opener.begin_inbound(5)
 
 
 def test_a_block_that_unpacks_to_too_much_is_refused() -> None:
@@ -262,7 +289,7 @@ def test_what_is_over_is_forgotten_and_only_so_much_of_it_remembered() -> None:
     opener, accepting = pair()
     for number in range(Connection.MAX_CLOSED_STREAMS + 100):
         stream_id = 2 * number + 1
-        opener.send_headers(stream_id, http2.request_fields())
+        opener.send_headers(stream_id, list(http2.REQUEST_FIELDS))
         accepting.receive_data(opener.take_output())
         accepting.reset_stream(stream_id, 8)
         accepting.take_output()
@@ -277,7 +304,7 @@ def test_what_is_over_is_forgotten_and_only_so_much_of_it_remembered() -> None:
 
 def test_frames_under_way_when_we_reset_a_stream_do_not_end_the_connection() -> None:
     opener, accepting = pair()
-    opener.send_headers(1, http2.request_fields())
+    opener.send_headers(1, list(http2.REQUEST_FIELDS))
     exchange(opener, accepting)
     accepting.reset_stream(1, 8)
     accepting.forget(1)
@@ -294,13 +321,13 @@ def test_frames_under_way_when_we_reset_a_stream_do_not_end_the_connection() -> 
 def test_an_answer_under_way_when_we_reset_its_stream_does_not_end_the_connection() -> None:
     """The opener takes no streams at all, which h2 would hold against that answer."""
     opener, accepting = pair()
-    opener.send_headers(1, http2.request_fields())
+    opener.send_headers(1, list(http2.REQUEST_FIELDS))
     accepting.receive_data(opener.take_output())
     accepting.send_headers(1, [*http2.RESPONSE_FIELDS, (b"server", b"x")])
     opener.reset_stream(1, 8)
     opener.forget(1)
     exchange(opener, accepting)
-    opener.send_headers(3, http2.request_fields())
+    opener.send_headers(3, list(http2.REQUEST_FIELDS))
     exchange(opener, accepting)
     accepting.send_headers(3, [*http2.RESPONSE_FIELDS, (b"server", b"x")])  # refers to the table
     events, _ = exchange(opener, accepting)
@@ -332,7 +359,7 @@ def test_data_for_a_stream_that_never_was_is_a_mistake() -> None:
 
 def test_a_goaway_leaves_running_streams_alone_on_both_sides() -> None:
     opener, accepting = pair()
-    opener.send_headers(1, http2.request_fields())
+    opener.send_headers(1, list(http2.REQUEST_FIELDS))
     exchange(opener, accepting)
     (event,) = opener.receive_data(http2.goaway(1, 0, b"bye"))
     assert isinstance(event, ConnectionTerminated)
@@ -349,7 +376,7 @@ def test_a_goaway_leaves_running_streams_alone_on_both_sides() -> None:
 
 def test_an_unknown_error_code_in_a_goaway_or_reset_is_no_error() -> None:
     opener, accepting = pair()
-    opener.send_headers(1, http2.request_fields())
+    opener.send_headers(1, list(http2.REQUEST_FIELDS))
     exchange(opener, accepting)
     reset, terminated = opener.receive_data(
         RstStreamFrame(1, error_code=0xDEAD).serialize() + http2.goaway(1, 0xBEEF)
@@ -386,7 +413,7 @@ def test_garbage_in_frames_raises_only_protocol_errors(opener: bool, stream: lis
     greeting = SettingsFrame(0).serialize()
     connection.receive_data(greeting if opener else PREFACE + greeting)
     if opener:
-        connection.send_headers(1, http2.request_fields())
+        connection.send_headers(1, list(http2.REQUEST_FIELDS))
     try:
         for frame in stream:
             connection.receive_data(frame)

@@ -11,10 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from conftest import OpenTunnel, StartServer, StartService
+from h2.events import ConnectionTerminated, RequestReceived
 from helpers import free_tunnel_ports
-from support import Response, connect, eventually, get, read_head, read_response, request, reset
+from raw_client import RawClient
+from support import Response, connect, eventually, get, read_head, read_response, request, reset, respond
 
 from tinytun_gevent import TunnelServer
+from tinytun_gevent.session import Session
 from tinytun_gevent.wire.http2 import PREFACE
 
 CONNECT = b"CONNECT 127.0.0.1:5554 HTTP/1.1\r\n"
@@ -195,6 +198,203 @@ def test_any_other_method_is_a_health_check(server: TunnelServer, method: bytes)
         assert (answer.status, answer.body) == (200, b"")
         assert answer.get(b"connection") == b"close"
         assert sock.recv(10) == b""
+
+
+# -- further sessions ---------------------------------------------------------
+
+
+def sessions_of(server: TunnelServer, name: str | int = "demo") -> list[Session]:
+    return server.registry.tunnels[name].sessions
+
+
+def answer(client: RawClient, body: bytes) -> None:
+    """Serves the next visitor on that session, and nobody after him on the same stream."""
+    stream_id, _ = client.next_request()
+    client.send(stream_id, respond(body, b"Connection: close"), end=True)
+
+
+def test_every_client_is_told_how_to_join_and_each_tunnel_has_its_own_key(server: TunnelServer) -> None:
+    keys = set()
+    for _ in range(3):
+        sock, said = ask(server)
+        sock.close()
+        keys.add(said.get(b"x-tinytun-join"))
+    assert len(keys) == 3
+    assert all(re.fullmatch(rb"[0-9a-f]{32}", key or b"") for key in keys)
+
+
+def test_a_session_that_joins_serves_visitors_beside_the_first(server: TunnelServer) -> None:
+    with RawClient(server) as first, RawClient(server, join=first) as second:
+        assert second.connection_id == first.connection_id
+        assert len(sessions_of(server)) == 2
+        assert len(listed(server)) == 1
+        socks = [connect(server.proxy_port) for _ in range(2)]
+        for sock in socks:
+            sock.sendall(request("demo", "/", b"Connection: close"))
+        answer(first, b"one")
+        answer(second, b"two")
+        assert {read_response(sock).body for sock in socks} == {b"one", b"two"}
+        for sock in socks:
+            sock.close()
+
+
+def test_visitors_of_a_tcp_tunnel_are_spread_too(start_server: StartServer) -> None:
+    server = start_server(tcp_ports="20000-32000")
+    (port,) = free_tunnel_ports(1)
+    with RawClient(server, port=port) as first, RawClient(server, port=port, join=first) as second:
+        visitors = [connect(port) for _ in range(4)]
+        for client in (first, second):
+            for _ in range(2):
+                client.accept(client.next(RequestReceived).stream_id or 0)
+        for sock in visitors:
+            sock.close()
+
+
+def test_the_answer_to_who_joins_describes_the_tunnel(server: TunnelServer) -> None:
+    with RawClient(server) as first:
+        join = b"x-tinytun-join: %b %b" % (first.connection_id, first.key)
+        sock, said = ask(server, join, b"x-tinytun-subdomain: another", b"x-tinytun-type: http")
+        with sock:
+            assert said.status == 101
+            assert said.get(b"x-tinytun-subdomain") == b"demo"
+            assert said.get(b"x-tinytun-url") == server.url_of("demo").encode()
+        assert list(server.registry.tunnels) == ["demo"]
+
+
+@pytest.mark.parametrize("who", ["a stranger", "another tunnel's client"])
+def test_who_does_not_know_the_key_is_told_what_is_told_about_no_tunnel(
+    server: TunnelServer, who: str
+) -> None:
+    with RawClient(server) as first, RawClient(server, "other") as other:
+        key = other.key if who == "another tunnel's client" else b"0" * 32
+        answers = []
+        for connection_id in (first.connection_id, b"0" * 32):
+            with connect(server.connection_port) as sock:
+                sock.sendall(CONNECT + b"x-tinytun-join: %b %b\r\n\r\n" % (connection_id, key))
+                said = read_response(sock)
+                answers.append((said.status, said.fields, said.body))
+        assert answers[0] == answers[1]
+        assert answers[0][0] == 404
+        assert b"no such tunnel" in answers[0][2]
+        assert len(sessions_of(server)) == 1
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"x y", b"x " + b"y" * 65, b"x y " + b"z" * 32])
+def test_a_malformed_join_is_refused(server: TunnelServer, value: bytes) -> None:
+    status, _ = refused(server, b"x-tinytun-join: " + value)
+    assert status == 400
+
+
+def test_there_is_an_end_to_the_sessions_of_a_tunnel(
+    server: TunnelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinytun_gevent.registry.MAX_SESSIONS", 3)
+    with RawClient(server) as first:
+        join = b"x-tinytun-join: %b %b" % (first.connection_id, first.key)
+        silent, said = ask(server, join)  # promised, and counted
+        with silent, RawClient(server, join=first, waits=False):
+            assert said.status == 101
+            with connect(server.connection_port) as late:
+                late.sendall(CONNECT + join + b"\r\n\r\n")
+                said = read_response(late)
+            assert said.status == 429
+            assert int(said.get(b"retry-after") or 0) >= 1
+        eventually(lambda: not server.registry.tunnels["demo"].joining)
+        eventually(lambda: len(sessions_of(server)) == 1)
+        with RawClient(server, join=first):
+            assert len(sessions_of(server)) == 2
+
+
+def test_who_joins_and_never_speaks_costs_the_tunnel_nothing(start_server: StartServer) -> None:
+    server = start_server(handshake_timeout=0.3)
+    with RawClient(server) as first:
+        silent, said = ask(server, b"x-tinytun-join: %b %b" % (first.connection_id, first.key))
+        with silent:
+            assert said.status == 101
+            eventually(lambda: not server.registry.tunnels["demo"].joining)
+            assert len(sessions_of(server)) == 1
+            first.sync()
+        assert listed(server)
+
+
+def test_the_tunnel_lives_while_one_session_does(server: TunnelServer) -> None:
+    with RawClient(server) as first, RawClient(server, join=first) as second:
+        tunnel = server.registry.tunnels["demo"]
+        with connect(server.proxy_port) as lost, connect(server.proxy_port) as kept:
+            lost.sendall(request("demo", "/lost", method=b"POST", body=b"x"))
+            first.next_request()
+            kept.sendall(request("demo", "/kept"))
+            stream_id, _ = second.next_request()
+            first.close()
+            assert read_response(lost).status == 503
+            second.send(stream_id, respond(b"kept", b"Connection: close"), end=True)
+            assert read_response(kept).body == b"kept"
+        eventually(lambda: len(tunnel.sessions) == 1)
+        assert server.registry.tunnels["demo"] is tunnel
+        (said,) = listed(server)
+        assert said["id"] == first.connection_id.decode()
+        assert int(str(said["read_bytes"])) > 0
+        with connect(server.proxy_port) as sock:
+            sock.sendall(request("demo", "/next"))
+            answer(second, b"next")
+            assert read_response(sock).body == b"next"
+        with RawClient(server, join=second):
+            assert len(tunnel.sessions) == 2
+    eventually(lambda: not server.registry.tunnels)
+
+
+def test_bytes_of_sessions_that_are_gone_still_count(server: TunnelServer) -> None:
+    with RawClient(server) as first:
+        with RawClient(server, join=first) as second, connect(server.proxy_port) as busy:
+            busy.sendall(request("demo", "/busy"))
+            first.next_request()
+            with connect(server.proxy_port) as sock:
+                sock.sendall(request("demo", "/"))
+                answer(second, b"x" * 1000)
+                assert len(read_response(sock).body) == 1000
+        eventually(lambda: len(sessions_of(server)) == 1)
+        assert server.registry.tunnels["demo"].read_bytes > 1000
+
+
+def test_a_goodbye_on_one_session_leaves_the_tunnel_and_on_the_last_one_frees_its_name(
+    server: TunnelServer,
+) -> None:
+    with RawClient(server) as first, RawClient(server, join=first) as second:
+        with connect(server.proxy_port) as running, connect(server.proxy_port) as sock:
+            running.sendall(request("demo", "/running"))
+            stream_id, _ = first.next_request()
+            first.goaway()
+            first.sync()
+            for _ in range(3):  # nobody is sent to the one that leaves
+                sock.sendall(request("demo", "/"))
+                second_id, _ = second.next_request()
+                second.send(second_id, respond(b"ok", b"Connection: close"), end=True)
+                assert read_response(sock).body == b"ok"
+            assert list(server.registry.tunnels) == ["demo"]
+            second.goaway()
+            eventually(lambda: not server.registry.tunnels)
+            first.send(stream_id, respond(b"the rest", b"Connection: close"), end=True)
+            assert read_response(running).body == b"the rest"
+        with pytest.raises(AssertionError, match="404"):
+            RawClient(server, join=first)
+
+
+def test_a_stopping_server_says_so_on_every_session(server: TunnelServer) -> None:
+    with RawClient(server) as first, RawClient(server, join=first) as second:
+        server.stop()
+        for client in (first, second):
+            client.next(ConnectionTerminated)
+
+
+def test_a_key_is_not_logged(server: TunnelServer, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG"), RawClient(server) as first, RawClient(server, join=first):
+        refused_key = b"f" * 32
+        with connect(server.connection_port) as sock:
+            sock.sendall(CONNECT + b"x-tinytun-join: %b %b\r\n\r\n" % (first.connection_id, refused_key))
+            assert read_response(sock).status == 404
+    assert "no such tunnel" in caplog.text
+    assert first.key.decode() not in caplog.text
+    assert refused_key.decode() not in caplog.text
 
 
 # -- how long -----------------------------------------------------------------

@@ -97,6 +97,10 @@ class FakeSession:
     def stream_count(self) -> int:
         return len(self.streams)
 
+    @property
+    def peer_max_streams(self) -> int:
+        return self.limit
+
     def open(self, visitor: str | None = None) -> FakeStream:
         assert self.has_room
         self.streams.append(FakeStream(self))
@@ -249,6 +253,119 @@ def test_a_new_stream_goes_to_the_least_loaded_session() -> None:
     assert (one.stream_count, two.stream_count) == (2, 4)
 
 
+def test_idle_streams_do_not_pin_visitors_to_the_first_session() -> None:
+    pool, [one, two] = make_pool(100, 100)
+    for _ in range(3):
+        held = [pool.acquire(reuse=True) for _ in range(8)]
+        assert [sum(stream.session is session for stream in held) for session in (one, two)] == [4, 4]
+        for stream in held:
+            pool.release(stream)
+    assert (one.stream_count, two.stream_count) == (4, 4), "a second burst opens nothing new"
+
+
+def test_a_busy_session_s_idle_streams_wait_while_another_is_less_busy() -> None:
+    pool, [one, two] = make_pool(100, 100)
+    pool.remove(two)
+    held = [pool.acquire() for _ in range(4)]
+    pool.release(held.pop())
+    pool.add(two)
+    assert [pool.acquire(reuse=True).session for _ in range(4)] == [two, two, two, one]
+
+
+def test_one_visitor_after_the_other_stays_on_one_stream() -> None:
+    pool, sessions = make_pool(100, 100, 100)
+    streams = set()
+    for _ in range(10):
+        stream = pool.acquire(reuse=True)
+        streams.add(stream)
+        pool.release(stream)
+    assert len(streams) == sum(session.stream_count for session in sessions) == 1
+
+
+def test_what_must_not_be_repeated_gets_a_new_stream_of_the_least_busy_session() -> None:
+    pool, [one, two] = make_pool(100, 100)
+    old = pool.acquire(reuse=True)
+    pool.release(old)
+    old.receiver.since -= 2 * pool_module.FRESH_LIFE
+    fresh = pool.acquire(reuse=True, retriable=False)
+    assert fresh is not old
+    assert fresh.session is one
+    assert pool.acquire(reuse=True, retriable=False).session is two
+
+
+def test_the_client_s_limit_is_for_all_sessions_together() -> None:
+    pool, sessions = make_pool(5, 5, 5)
+    held = [pool.acquire() for _ in range(5)]
+    queue = Queue(pool)
+    queue.ask("sixth")
+    assert sum(session.stream_count for session in sessions) == 5
+    held[0].reset()
+    queue.wait(1)
+    assert queue.served == ["sixth"]
+    assert sum(session.stream_count for session in sessions) == 5
+
+
+def test_at_the_limit_the_oldest_idle_stream_of_any_session_makes_room() -> None:
+    pool, sessions = make_pool(4, 4)
+    held = [pool.acquire() for _ in range(4)]
+    for number, stream in enumerate(held[:3]):
+        pool.release(stream)
+        stream.receiver.since -= 1 if number == 1 else 0
+    pool.acquire(reuse=False)
+    assert [stream.was_reset for stream in held] == [False, True, False, False]
+    assert sum(session.stream_count for session in sessions) == 4
+
+
+def test_idle_streams_of_every_session_age() -> None:
+    pool, _ = make_pool(100, 100)
+    held = [pool.acquire() for _ in range(4)]
+    for stream in held:
+        pool.release(stream)
+        stream.receiver.since -= 2 * pool_module.IDLE_LIFE
+    pool.tick(time.monotonic())
+    assert pool.idle_count == 0
+    assert all(stream.local_ended for stream in held)
+
+
+def test_a_session_that_is_left_gets_no_visitors_and_only_its_idle_streams_end() -> None:
+    pool, [one, two] = make_pool(100, 100)
+    held = [pool.acquire() for _ in range(4)]
+    for stream in held:
+        pool.release(stream)
+    one.goaway_received = True
+    pool.end_idle(one)
+    assert {stream.session for stream in held if stream.local_ended} == {one}
+    assert {pool.acquire(reuse=True).session for _ in range(5)} == {two}
+
+
+def test_a_session_that_is_gone_costs_only_its_streams() -> None:
+    pool, [one, two] = make_pool(100, 100)
+    held = [pool.acquire() for _ in range(4)]
+    for stream in held:
+        pool.release(stream)
+    one.goaway_received = True
+    for stream in list(one.streams):
+        stream.reset()
+    pool.remove(one)
+    assert pool.idle_count == two.stream_count == 2
+    assert {pool.acquire(reuse=True).session for _ in range(5)} == {two}
+    late = held[0]
+    pool.release(late)
+    assert pool.idle_count == 0
+
+
+def test_who_waits_is_served_when_a_session_that_held_the_places_is_gone() -> None:
+    pool, [one, _two] = make_pool(2, 2)
+    pool.acquire(), pool.acquire()
+    queue = Queue(pool)
+    queue.ask(1)
+    for stream in list(one.streams):
+        stream.reset()
+    pool.remove(one)
+    queue.wait(1)
+    assert not isinstance(queue.got[0][1], Exception)
+
+
 # -- by hand: the queue ----------------------------------------------------------------------------
 
 
@@ -324,7 +441,7 @@ def test_another_session_serves_those_who_wait() -> None:
     pool.acquire()
     queue = Queue(pool)
     queue.ask(1)
-    pool.add(FakeSession(1))
+    pool.add(FakeSession(2))
     queue.wait(1)
     assert queue.served == [1]
 

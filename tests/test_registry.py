@@ -9,7 +9,7 @@ import pytest
 
 from tinytun_gevent import names
 from tinytun_gevent.errors import NameTakenError, RefusedError, TryLaterError
-from tinytun_gevent.registry import Registry
+from tinytun_gevent.registry import MAX_SESSIONS, TRY_AGAIN, Registry, Tunnel
 from tinytun_gevent.wire.handshake import Kind, is_subdomain
 
 
@@ -164,3 +164,82 @@ def test_random_names_are_labels_without_ambiguous_letters_and_differ() -> None:
 def test_ids_are_32_hexadecimal_digits() -> None:
     assert re.fullmatch("[0-9a-f]{32}", names.random_id())
     assert names.random_id() != names.random_id()
+
+
+# Further sessions
+
+
+def established(registry: Registry) -> Tunnel:
+    tunnel = registry.claim(Kind.HTTP, subdomain="app")
+    registry.establish(tunnel)
+    return tunnel
+
+
+def established_elsewhere() -> Tunnel:
+    return established(Registry(["example.com"]))
+
+
+def test_who_knows_the_key_joins_a_tunnel(registry: Registry) -> None:
+    tunnel = established(registry)
+    assert re.fullmatch("[0-9a-f]{32}", tunnel.key)
+    assert tunnel.key not in repr(tunnel)
+    assert tunnel.key != established_elsewhere().key
+    assert registry.join(tunnel.id, tunnel.key) is tunnel
+    assert tunnel.joining == 1
+
+
+def test_an_unknown_tunnel_and_a_wrong_key_are_refused_alike(registry: Registry) -> None:
+    tunnel, other = established(registry), established_elsewhere()
+    pending = registry.claim(Kind.HTTP)
+    said = set()
+    for connection_id, key in (
+        (tunnel.id, other.key),
+        (tunnel.id, tunnel.key[:-1]),
+        (tunnel.id, tunnel.key.upper() + "0"),
+        (other.id, other.key),
+        (other.id, ""),
+        (pending.id, pending.key),
+    ):
+        with pytest.raises(RefusedError) as caught:
+            registry.join(connection_id, key)
+        said.add((type(caught.value), caught.value.status, str(caught.value)))
+    assert len(said) == 1
+    assert next(iter(said))[1] == 404
+    assert not tunnel.joining
+
+
+def test_keys_are_compared_in_constant_time(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    tunnel = established(registry)
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(known: bytes, given: bytes) -> bool:
+        compared.append((known, given))
+        return False
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    with pytest.raises(RefusedError):
+        registry.join(tunnel.id, tunnel.key)
+    assert compared == [(tunnel.key.encode(), tunnel.key.encode())]
+
+
+def test_a_tunnel_has_a_bounded_number_of_sessions(registry: Registry) -> None:
+    tunnel = established(registry)
+    for _ in range(MAX_SESSIONS):
+        registry.join(tunnel.id, tunnel.key)
+    with pytest.raises(TryLaterError) as caught:
+        registry.join(tunnel.id, tunnel.key)
+    assert (caught.value.status, caught.value.retry_after) == (429, TRY_AGAIN)
+    tunnel.joining -= 1
+    assert registry.join(tunnel.id, tunnel.key) is tunnel
+
+
+def test_a_released_tunnel_cannot_be_joined(registry: Registry) -> None:
+    tunnel = established(registry)
+    assert registry.holds(tunnel)
+    registry.release(tunnel)
+    assert not registry.holds(tunnel)
+    successor = established(registry)
+    with pytest.raises(RefusedError):
+        registry.join(tunnel.id, tunnel.key)
+    registry.release(tunnel)
+    assert registry.join(successor.id, successor.key) is successor

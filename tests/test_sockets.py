@@ -348,3 +348,21 @@ def test_only_tcp_connections_to_services_are_prompt() -> None:
         far.close()
     one.close()
     other.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel does not tell")
+def test_what_the_kernel_may_not_send_yet_is_told() -> None:
+    listener = native.create_server(("127.0.0.1", 0))
+    sock = socket.create_connection(listener.getsockname())
+    with listener, sock:
+        assert sockets.held_up(sock)[0] == 0
+        sock.setblocking(False)
+        try:
+            while True:
+                sock.send(bytes(65536))
+        except BlockingIOError:
+            pass  # nobody reads
+        waiting, round_trip = sockets.held_up(sock)
+        assert waiting > 0
+        assert 0 < round_trip < 1
+    assert sockets.held_up(sock) == (0, 0.0)

@@ -18,8 +18,8 @@ CLIENT = """\
 Put a local web server or TCP service on the internet.
 
 Usage:
-  tinytun http <target> [-s NAME] [-c N] [--host-header VALUE] [options]
-  tinytun tcp <target> [-p PORT] [-c N] [options]
+  tinytun http <target> [-s NAME] [-c N] [--sessions N] [--host-header VALUE] [options]
+  tinytun tcp <target> [-p PORT] [-c N] [--sessions N] [options]
   tinytun demo [--target TARGET] [options]
   tinytun (-h | --help | -V | --version)
 
@@ -33,6 +33,8 @@ Options:
   -s NAME, --subdomain NAME  Subdomain to use (HTTP tunnels); a random one if absent
   -p PORT, --port PORT       Remote port to use (TCP tunnels), 20000-60000; any if absent
   -c N, --concurrency N      Max concurrent connections [default: 100]
+  --sessions N               Max TCP connections to the server, 1-16; more than one only while a
+                             long path would limit one [default: 4]
   --host-header VALUE        What the local service sees as Host: a name, or "rewrite" for its own
   --server URL               Server to use: https://HOST[:PORT], http://HOST[:PORT] (not encrypted)
                              or HOST[:PORT] (https, port 5554); default: https://tinytun.com:5554

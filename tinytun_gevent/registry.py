@@ -2,12 +2,13 @@
 
 A tunnel lives from `Registry.claim` (before the 101, so that nobody is promised what he
 cannot get) to `Registry.release`. In between it becomes ``ready`` when its first session is
-established; only then is it listed. Everything happens between two greenlet switches, so
-no lock is needed.
+established; only then is it listed, and may further sessions join it. Everything happens
+between two greenlet switches, so no lock is needed.
 """
 
 from __future__ import annotations
 
+import hmac
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 TRY_AGAIN: Final = 5.0
 """Seconds after which a client that found the server full is told to try again."""
+
+MAX_SESSIONS: Final = 16
+"""Sessions of one tunnel: past that many TCP connections a path carries hardly more, and each costs
+the server a socket and up to 100 KiB."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +49,8 @@ class Tunnel:
     host_header: str | None = None
     #: The opener's address, ``ip:port``.
     remote: str = ""
+    #: The secret with which the opener's further sessions join it.
+    key: str = field(default_factory=random_id, repr=False)
     #: Sessions that carry its visitors; empty while the client is away.
     sessions: list[Session] = field(default_factory=list)
     #: Gives out streams over those sessions (the server's StreamPool, which shares that list).
@@ -52,9 +59,16 @@ class Tunnel:
     ready: bool = False
     #: When it was claimed, in seconds since the epoch: for people, not for timers.
     since: float = field(default_factory=time.time)
+    #: Sessions that were promised and are not among ``sessions`` yet.
+    joining: int = 0
     #: What sessions that are gone have carried, both ways.
     _past_read: int = 0
     _past_written: int = 0
+
+    @property
+    def takes_visitors(self) -> bool:
+        """Whether one of its sessions does."""
+        return any(session.takes_visitors for session in self.sessions)
 
     @property
     def read_bytes(self) -> int:
@@ -87,6 +101,8 @@ class Registry:
         self.base_domains = tuple(base_domains)
         #: Subdomains are keyed as text, ports as numbers: "30000" and 30000 are two names.
         self.tunnels: dict[str | int, Tunnel] = {}
+        #: The same tunnels by id.
+        self._by_id: dict[str, Tunnel] = {}
         #: How many tunnels were ever established.
         self.opened = 0
         self._bases = frozenset(self.base_domains)
@@ -119,6 +135,7 @@ class Registry:
         else:
             tunnel.name = self._free_port(port)
         self.tunnels[tunnel.name] = tunnel
+        self._by_id[tunnel.id] = tunnel
         return tunnel
 
     def _free_subdomain(self, wanted: str | None) -> str:
@@ -152,6 +169,27 @@ class Registry:
                 return port
         raise TryLaterError("No port is available", 503, TRY_AGAIN)
 
+    def join(self, connection_id: str, key: str) -> Tunnel:
+        """The established tunnel that another session is added to, with a place kept for it.
+
+        The caller gives the place back (``joining``), whatever becomes of it. Raises RefusedError
+        (404: there is no such tunnel or that is not its key; nobody learns which) or
+        TryLaterError (429: it has :data:`MAX_SESSIONS`).
+        """
+        tunnel = self._by_id.get(connection_id)
+        known = tunnel.key if tunnel is not None else ""
+        same = hmac.compare_digest(known.encode(), key.encode())
+        if tunnel is None or not same or not tunnel.ready:
+            raise RefusedError("There is no such tunnel", 404)
+        if len(tunnel.sessions) + tunnel.joining >= MAX_SESSIONS:
+            raise TryLaterError("This tunnel has all the sessions that it may have", 429, TRY_AGAIN)
+        tunnel.joining += 1
+        return tunnel
+
+    def holds(self, tunnel: Tunnel) -> bool:
+        """Whether the tunnel still has its name."""
+        return tunnel.id in self._by_id
+
     def establish(self, tunnel: Tunnel) -> None:
         """Its first session is established: the tunnel is listed from now on. Idempotent."""
         if not tunnel.ready:
@@ -162,6 +200,7 @@ class Registry:
         """Frees the tunnel's name at once; idempotent, and harmless to a successor of that name."""
         if self.tunnels.get(tunnel.name) is tunnel:
             del self.tunnels[tunnel.name]
+        self._by_id.pop(tunnel.id, None)
         tunnel.ready = False
 
     def label_of(self, host: str) -> str | None:

@@ -19,6 +19,7 @@ import gevent
 from gevent import socket
 from gevent.event import Event
 from h2.exceptions import NoAvailableStreamIDError
+from h2.stream import StreamClosedBy
 
 from tinytun_gevent import sockets
 from tinytun_gevent.errors import (
@@ -174,6 +175,11 @@ class Session:
         gevent.with_timeout(HANG_UP, self.writer.wait_empty, timeout_value=None)
         self.end.close()
 
+    def finish_writing(self) -> None:
+        """Half-closes the connection behind what is queued. Never blocks; raises ``OSError``."""
+        self.writer.control()
+        self.end.finish_writing()
+
     # -- streams ------------------------------------------------------------
 
     @property
@@ -216,28 +222,28 @@ class Session:
         if not self.has_room:
             raise StreamLimitError(f"all {self.peer_max_streams} streams are in use")
         try:
-            stream_id = self.conn.get_next_available_stream_id()
+            stream_id = self.conn.begin_outbound()
         except NoAvailableStreamIDError as error:  # after 2^30 streams: the peer opens a new session
             self.close(SessionClosedError("all stream numbers are used up"))
             raise SessionClosedError("all stream numbers are used up") from error
-        self.conn.send_headers(stream_id, http2.request_fields(visitor))
-        self.writer.queue(self.conn.take_output())
+        self.writer.queue(http2.request(stream_id, visitor))
         return self.add(stream_id, [])
 
     def flush(self) -> None:
-        """Sends what is queued and the kernel takes at once. Never blocks."""
-        self.writer.control()
+        """Sends what is queued when this round of the event loop is over. Never blocks."""
+        self.writer.soon()
 
     def add(self, stream_id: int, fields: list[http2.Field]) -> Stream:
-        stream = self.streams[stream_id] = Stream(self, stream_id, fields)
+        allowance = self.conn.remote_settings.initial_window_size
+        stream = self.streams[stream_id] = Stream(self, stream_id, fields, allowance)
         self.streams_opened += 1
         return stream
 
-    def remove(self, stream: Stream) -> None:
+    def remove(self, stream: Stream, closed_by: StreamClosedBy = StreamClosedBy.SEND_END_STREAM) -> None:
         """Forgets a stream that is over."""
         if self.streams.pop(stream.id, None) is None:
             return
-        self.conn.forget(stream.id)
+        self.conn.forget(stream.id, closed_by)
         self.blocked.discard(stream)
         self._refused_until = 0.0
         if self.on_room is not None:
@@ -251,12 +257,9 @@ class Session:
 
     # -- sending: what Stream calls -----------------------------------------
 
-    def send_window(self, stream_id: int) -> int:
-        """Bytes of DATA that may be sent on a stream now; 0 if it is over."""
-        state = self.conn.streams.get(stream_id)
-        if state is None:
-            return 0
-        return min(state.outbound_flow_control_window, self.conn.outbound_flow_control_window)
+    def send_window(self, stream: Stream) -> int:
+        """Bytes of DATA that may be sent on a stream now."""
+        return min(stream.allowance, self.conn.outbound_flow_control_window)
 
     def block(self, stream: Stream) -> None:
         """Notes a stream that waits for a window."""
@@ -289,25 +292,39 @@ class Session:
     def _allowed(self, stream: Stream, wanted: int) -> int:
         if stream.error is not None:
             raise stream.error
-        return min(wanted, self.send_window(stream.id), self.conn.max_outbound_frame_size)
+        if stream.local_ended:
+            return 0
+        conn = self.conn
+        return min(wanted, stream.allowance, conn.outbound_flow_control_window, conn.max_outbound_frame_size)
 
     def _charge(self, stream: Stream, count: int) -> None:
-        self.conn.streams[stream.id].outbound_flow_control_window -= count
+        stream.allowance -= count
         self.conn.outbound_flow_control_window -= count
         stream.sent += count
         self.data_sent += count
 
+    # A stream in ``conn.streams`` is one on which something unusual has happened: h2 follows its
+    # state. Of all others this class does, by ``local_ended`` and ``remote_ended``.
+
     def send_response(self, stream: Stream) -> None:
         """Answers a stream's request with ``:status 200``. Never blocks."""
-        if not stream.closed:
+        if stream.closed:
+            return
+        stream.accepted = True
+        if stream.id in self.conn.streams:
             self.conn.send_headers(stream.id, http2.RESPONSE_FIELDS)
-            self.writer.control(self.conn.take_output())
+            self.writer.soon(self.conn.take_output())
+        else:
+            self.writer.soon(http2.response(stream.id))
 
     def end_stream(self, stream: Stream) -> None:
         """Sends END_STREAM. Never blocks."""
         stream.local_ended = True
-        self.conn.end_stream(stream.id)
-        self.writer.control(self.conn.take_output())
+        if stream.id in self.conn.streams:
+            self.conn.end_stream(stream.id)
+            self.writer.soon(self.conn.take_output())
+        else:
+            self.writer.soon(http2.empty_data(stream.id, http2.END_STREAM))
         if stream.remote_ended:
             self.remove(stream)
 
@@ -315,9 +332,22 @@ class Session:
         """Sends RST_STREAM and aborts the stream. Never blocks."""
         if stream.id in self.conn.streams:
             self.conn.reset_stream(stream.id, code)
-            self.writer.control(self.conn.take_output())
-        self.remove(stream)
+            self.writer.soon(self.conn.take_output())
+        elif stream.id in self.streams:
+            self.writer.soon(http2.rst_stream(stream.id, code))
+        self.remove(stream, StreamClosedBy.SEND_RST_STREAM)
         stream.abort(StreamResetError(code, remote=False))
+
+    def adopt(self, stream: Stream) -> None:
+        """Lets h2 follow a stream from now on, because something unusual happens on it."""
+        if stream.id not in self.conn.streams:
+            self.conn.adopt(
+                stream.id,
+                answered=stream.accepted,
+                sent_all=stream.local_ended,
+                received_all=stream.remote_ended,
+            )
+        self.conn.streams[stream.id].outbound_flow_control_window = stream.allowance
 
     def credit(self, stream: Stream) -> None:
         """Gives a stream's peer what the window allows. Never blocks.
@@ -329,7 +359,7 @@ class Session:
             return
         increment = window.refill(time.monotonic(), self.min_rtt)
         if increment:
-            self.writer.control(http2.window_update(stream.id, increment))
+            self.writer.soon(http2.window_update(stream.id, increment))
 
     # -- keep-alive ---------------------------------------------------------
 

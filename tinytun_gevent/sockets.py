@@ -77,6 +77,23 @@ def acknowledged(sock: socket.socket) -> int | None:
     return int(struct.unpack_from("=Q", info, 120)[0]) if len(info) >= 128 else None
 
 
+def held_up(sock: socket.socket) -> tuple[int, float]:
+    """What the kernel has and may not send yet, in bytes, and the round trip it sees now, in seconds.
+
+    That includes queues on the way. (0, 0.0) where it does not tell.
+    """
+    if not sys.platform.startswith("linux"):
+        return 0, 0.0
+    try:
+        info = sock.getsockopt(native.IPPROTO_TCP, native.TCP_INFO, 148)
+    except OSError:
+        return 0, 0.0
+    if len(info) < 148:
+        return 0, 0.0
+    round_trip, unsent = struct.unpack_from("=I", info, 68)[0], struct.unpack_from("=I", info, 144)[0]
+    return int(unsent), float(round_trip) / 1e6
+
+
 def unread(sock: socket.socket) -> int:
     """Bytes that have come and are not read; 0 if unknown."""
     if fcntl is None:

@@ -75,6 +75,7 @@ class Stream:
         "_error",
         "_window_open",
         "accepted",
+        "allowance",
         "id",
         "local_ended",
         "opened_at",
@@ -87,14 +88,16 @@ class Stream:
         "session",
     )
 
-    def __init__(self, session: Session, stream_id: int, peer_fields: list[Field]) -> None:
+    def __init__(self, session: Session, stream_id: int, peer_fields: list[Field], allowance: int) -> None:
         self.session = session
         self.id = stream_id
         #: The fields of the request (acceptor), empty on streams that this side opened.
         self.peer_fields = peer_fields
         self.receiver: Receiver | None = None
-        #: Whether the peer's ``:status 200`` has come (opener).
+        #: Whether the ``:status 200`` has come (opener) or been sent (acceptor).
         self.accepted = False
+        #: DATA bytes that the peer takes on this stream now (RFC 9113 §6.9).
+        self.allowance = allowance
         self.local_ended = False
         self.remote_ended = False
         #: DATA bytes, both ways, since the stream was opened.
@@ -118,7 +121,7 @@ class Stream:
     @property
     def send_window(self) -> int:
         """Bytes that the peer takes now on this stream, its share of the session included."""
-        return self.session.send_window(self.id)
+        return self.session.send_window(self)
 
     def accept(self) -> None:
         """Answers ``:status 200`` (acceptor). Never blocks."""
@@ -196,7 +199,7 @@ class Stream:
                 raise self._error
             if self.local_ended:
                 raise StreamResetError(NO_ERROR, remote=False)
-            window = self.session.send_window(self.id)
+            window = self.session.send_window(self)
             if window > 0:
                 return window
             self._window_open = Event()

@@ -113,6 +113,13 @@ class Writer:
             self._lock.held = True
             self._release()
 
+    def soon(self, frames: Buffer = b"") -> None:
+        """As :meth:`control`, when all greenlets that are ready now have run: one call for many frames."""
+        self._control += frames
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.run_callback(self._flush)
+
     def wait_drained(self) -> None:
         """Blocks while more than :data:`CONTROL_LIMIT` bytes of control frames wait."""
         while len(self._control) > CONTROL_LIMIT:
@@ -138,7 +145,7 @@ class Writer:
                 http2.pack_head(head, count, http2.DATA, 0, stream_id)
                 self._control += head
                 self._control += payload[:count]
-                self._flush_soon()
+                self.soon()
             return count
         self._lock.acquire()
         try:
@@ -192,7 +199,7 @@ class Writer:
         finally:
             _scratch.append(buffer)
             if joined:
-                self._flush_soon()
+                self.soon()
                 self._lock.release()
             else:
                 self._release()
@@ -200,12 +207,6 @@ class Writer:
     def _may_join(self) -> bool:
         """Whether a small frame may wait for company; over TLS each wait would cost a greenlet."""
         return self._end.direct and len(self._control) <= JOIN_LIMIT and not self._torn
-
-    def _flush_soon(self) -> None:
-        """Sends what is queued when all greenlets that are ready now have run."""
-        if not self._flush_due:
-            self._flush_due = True
-            self._loop.run_callback(self._flush)
 
     def _flush(self) -> None:
         self._flush_due = False

@@ -26,7 +26,8 @@ from ..wire.handshake import Kind, OpenReply, OpenRequest
 from .backoff import Backoff
 from .config import ClientConfig
 from .events import Counters, Listener, State
-from .link import open_session, part, see_off
+from .joining import Team
+from .link import open_session, part
 from .local import LocalDialer
 from .opening import is_final
 from .text import clean
@@ -83,8 +84,10 @@ class Agent:
         self._granted: OpenReply | None = None
         #: Since when that has been somebody else's, on the monotonic clock; None while it is not known to be.
         self._taken_since: float | None = None
-        #: The session that takes visitors, and those of stopping servers that still carry some.
+        #: The sessions that take visitors, and those that still carry some.
         self._sessions: set[Session] = set()
+        #: Those of the tunnel that was opened last.
+        self._team: Team | None = None
         self._visitors: dict[Stream, gevent.Greenlet[[Visitor], None]] = {}
         #: Set while no visitor is being served.
         self._idle = Event()
@@ -134,6 +137,8 @@ class Agent:
         first one short.
         """
         self._stopping = True
+        if self._team is not None:
+            self._team.close()
         sessions = list(self._sessions)
         if sessions:
             self._enter(State.CLOSING, "")
@@ -181,9 +186,9 @@ class Agent:
                 delay = self._delay_after(error)
             else:
                 began = time.monotonic()
-                self._serve(session)
+                stops = self._serve(session)
                 lost_at = time.monotonic()
-                handed_over = not session.closed.is_set() and lost_at - began >= STEADY
+                handed_over = stops and lost_at - began >= STEADY
                 delay = random.uniform(0, HANDOVER) if handed_over else self._backoff.next()
             left = self._time_left(lost_at)
             gevent.sleep(delay if left is None else min(delay, left))
@@ -202,27 +207,28 @@ class Agent:
             self._events.url(url)
         return session
 
-    def _serve(self, session: Session) -> None:
-        """Blocks until the session has ended, or will take no further visitors."""
-        over = Event()
-        session.on_goaway = lambda _: over.set()
-        session.on_close.append(lambda _: over.set())
-        session.on_close.append(self._sessions.discard)
-        self._sessions.add(session)
+    def _serve(self, session: Session) -> bool:
+        """Blocks until the tunnel takes no further visitors; whether that is because the server stops."""
+        assert self._granted is not None
+        team = Team(self.config, session, self._granted, self._on_stream, self._watch_over)
+        self._team = team
         self.connected.set()
         try:
             self._enter(State.CONNECTED, "")
-            if not session.goaway_received and not session.closed.is_set():
-                over.wait()
+            team.over.wait()
         finally:
             self.connected.clear()
-        if session.closed.is_set():
-            reason = str(session.error or "the server closed the tunnel")
-        else:
-            reason = "the server is stopping"
-            gevent.spawn(see_off, session)
+            team.close()
+        stops = team.stops
+        reason = "the server is stopping" if stops else str(team.error or "the server closed the tunnel")
         if not self._stopping:
             self._enter(State.RECONNECTING, clean(reason))
+        return stops
+
+    def _watch_over(self, session: Session) -> None:
+        """Keeps a session that has begun until it is closed."""
+        self._sessions.add(session)
+        session.on_close.append(self._sessions.discard)
 
     def _note_failure(self, error: TunnelError, lost_at: float) -> None:
         """After a failed attempt: raises if no other one is to follow."""

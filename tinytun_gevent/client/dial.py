@@ -52,16 +52,24 @@ class HopelessError(UnreachableError):
     """
 
 
-def dial_server(config: ClientConfig, timeout: float = DIAL_TIMEOUT) -> socket.socket:
+def dial_server(
+    config: ClientConfig, timeout: float = DIAL_TIMEOUT, address: Address | None = None
+) -> socket.socket:
     """Connect to the server of ``config``; the caller closes the socket, plain or TLS.
 
-    Blocks for at most ``timeout`` seconds. Raises UnreachableError (HopelessError where
-    trying again is no use) and UsageError for a CA file that cannot be read.
+    With ``address`` that is where it, or the proxy, is reached: a name may have several.
+    Blocks for at most ``timeout`` seconds. Raises UnreachableError (HopelessError where trying
+    again is no use) and UsageError for a CA file that cannot be read.
     """
     context = make_context(config.ca, config.insecure) if config.server.tls else None
     late = UnreachableError(f"{config.server.authority} did not answer within {timeout:.0f} s")
     with gevent.Timeout(timeout, late):
-        return _dial(config, context)
+        return _dial(config, context, address)
+
+
+def address_of(sock: socket.socket) -> Address:
+    """Where ``sock`` is connected to. Raises OSError if it is not any more."""
+    return int(sock.family), sock.getpeername()
 
 
 def make_context(ca: str | None, insecure: bool) -> ssl.SSLContext:
@@ -181,10 +189,10 @@ def _attempt(address: Address, results: Queue[tuple[socket.socket | None, OSErro
         results.put((None, error))
 
 
-def _dial(config: ClientConfig, context: ssl.SSLContext | None) -> socket.socket:
+def _dial(config: ClientConfig, context: ssl.SSLContext | None, address: Address | None) -> socket.socket:
     server, proxy = config.server, config.proxy
     host, port = (proxy.host, proxy.port) if proxy else (server.host, server.port)
-    addresses = resolve(host, port)
+    addresses = resolve(host, port) if address is None else [address]
     try:
         sock = first_to_connect(addresses)
     except OSError as error:

@@ -12,7 +12,7 @@ from ..session import Session
 from ..stream import Stream
 from ..wire.handshake import Kind, OpenReply, OpenRequest
 from .config import ClientConfig
-from .dial import dial_server
+from .dial import Address, dial_server
 from .opening import open_tunnel, public_url
 
 #: Seconds for the answer to the first PING; after them the tunnel counts as open without it.
@@ -23,14 +23,18 @@ FAREWELL = 1.0
 
 
 def open_session(
-    config: ClientConfig, request: OpenRequest, on_stream: Callable[[Stream], None]
+    config: ClientConfig,
+    request: OpenRequest,
+    on_stream: Callable[[Stream], None],
+    address: Address | None = None,
 ) -> tuple[Session, OpenReply, str]:
     """Dial, ask, begin: the session, what the server granted, and the tunnel's public URL.
 
-    ``on_stream`` gets each visitor, from the session's reader. Blocks; put a timeout around it. Raises
+    ``on_stream`` gets each visitor, from the session's reader; ``address`` is that of one server
+    where the name may mean several. Blocks; put a timeout around it. Raises
     what `dial_server` and `open_tunnel` raise, and SessionError; nothing stays open then.
     """
-    sock = dial_server(config)
+    sock = dial_server(config, address=address)
     try:
         reply, early = open_tunnel(sock, request, wish_of(request))
         url = public_url(config, reply)
@@ -53,6 +57,8 @@ def open_session(
 
 def wish_of(request: OpenRequest) -> str:
     """What is asked for, as errors name it: ``subdomain 'x'``, ``port 30000``."""
+    if request.join is not None:
+        return "another connection"
     if request.kind is Kind.HTTP:
         return f"subdomain {request.subdomain!r}" if request.subdomain else "a subdomain"
     return f"port {request.port}" if request.port else "a port"
@@ -62,7 +68,7 @@ def part(session: Session) -> None:
     """Close, after the server if it is quick: ours may overtake a visitor's last bytes. Blocks."""
     try:
         session.goaway()
-        session.end.finish_writing()
+        session.finish_writing()
         session.closed.wait(FAREWELL)
     except OSError:
         pass

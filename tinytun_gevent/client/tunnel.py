@@ -7,7 +7,7 @@ from types import TracebackType
 
 from ..background import run_in_hub
 from .agent import GRACE, Agent
-from .config import DEFAULT_CONCURRENCY, ClientConfig, make_config
+from .config import DEFAULT_CONCURRENCY, DEFAULT_SESSIONS, ClientConfig, make_config
 from .events import Counters, Listener, State
 
 
@@ -31,6 +31,7 @@ class Tunnel:
         subdomain: str | None = None,
         port: int | None = None,
         concurrency: int = DEFAULT_CONCURRENCY,
+        sessions: int = DEFAULT_SESSIONS,
         host_header: str | None = None,
         ca: str | os.PathLike[str] | None = None,
         insecure: bool = False,
@@ -52,6 +53,7 @@ class Tunnel:
             subdomain=subdomain,
             port=port,
             concurrency=concurrency,
+            sessions=sessions,
             host_header=host_header,
             ca=ca,
             insecure=insecure,

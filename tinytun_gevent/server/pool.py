@@ -59,11 +59,31 @@ class _Leaving(_Resting):
         pass
 
 
+class _Lane:
+    """One session of the tunnel and the streams on it that nobody uses now."""
+
+    __slots__ = ("idle", "session")
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        #: The one used last at the end.
+        self.idle: list[Stream] = []
+
+    def load(self) -> int:
+        """How busy it is: streams in use; of two that are equal the one with an idle stream first."""
+        idle = len(self.idle)
+        return 2 * (len(self.session.streams) - idle) - (idle > 0)
+
+
 class StreamPool:
     """Gives out the streams of a tunnel, over all of its sessions.
 
-    A stream comes from :meth:`acquire`; give it back with :meth:`release`, or reset it. Idle
-    streams are used last in, first out, so that those of a past burst age and end.
+    A stream comes from :meth:`acquire`; give it back with :meth:`release`, or reset it. The
+    session that is least in use serves the next visitor, so that they share several TCP
+    connections evenly. Its idle streams are used last in, first out, so that those of a
+    past burst age and end.
+
+    Each session announces the limit that the client has for all of them together.
     """
 
     def __init__(self, wait: float) -> None:
@@ -72,13 +92,15 @@ class StreamPool:
         #: Whether the first session is still on its way: visitors wait for it.
         self.opening = True
         self._wait = wait
-        self._idle: list[Stream] = []
+        self._lanes: dict[Session, _Lane] = {}
+        #: The one lane, while there is only one: most tunnels have no other.
+        self._only: _Lane | None = None
         self._leaving: list[Stream] = []
         self._waiting: deque[Event] = deque()
 
     @property
     def idle_count(self) -> int:
-        return len(self._idle)
+        return sum(len(lane.idle) for lane in self._lanes.values())
 
     @property
     def waiting_count(self) -> int:
@@ -88,16 +110,23 @@ class StreamPool:
         """Lets ``session``, which has started, serve the tunnel."""
         self.opening = False
         self.sessions.append(session)
+        self._lanes[session] = _Lane(session)
+        self._count_lanes()
         session.on_room = self._room
         self._wake_first()
 
     def remove(self, session: Session) -> None:
         """Takes a session away; its streams end with it."""
-        if session in self.sessions:
+        if self._lanes.pop(session, None) is not None:
             self.sessions.remove(session)
+            self._count_lanes()
             session.on_room = None
         if not self.sessions:
             self.close()
+        self._wake_first()
+
+    def _count_lanes(self) -> None:
+        self._only = next(iter(self._lanes.values())) if len(self._lanes) == 1 else None
 
     def close(self) -> None:
         """Says that no session will come (any more): whoever waits gives up."""
@@ -124,30 +153,38 @@ class StreamPool:
 
     def release(self, stream: Stream) -> None:
         """Takes back a stream whose exchange ended cleanly, for the next one."""
-        if stream.closed or stream.remote_ended or stream.session.goaway_received:
+        lane = self._lanes.get(stream.session)
+        if lane is None or stream.closed or stream.remote_ended or stream.session.goaway_received:
             self._end(stream)
             return
         stream.rest()
         stream.receiver = _Resting(self, stream)
-        self._idle.append(stream)
+        lane.idle.append(stream)
         self._wake_first()
 
     def drop(self, stream: Stream) -> None:
         """Forgets an idle stream that has ended."""
-        if stream in self._idle:
-            self._idle.remove(stream)
+        lane = self._lanes.get(stream.session)
+        if lane is not None and stream in lane.idle:
+            lane.idle.remove(stream)
 
     def tick(self, now: float) -> None:
         """Ends streams that have been idle for too long; called about once a second."""
-        while self._idle and self._resting_since(self._idle[0]) < now - IDLE_LIFE:
-            self._end(self._idle.pop(0))
+        for lane in self._lanes.values():
+            while lane.idle and self._resting_since(lane.idle[0]) < now - IDLE_LIFE:
+                self._end(lane.idle.pop(0))
         while self._leaving and self._resting_since(self._leaving[0]) < now - LAST_GOODBYE:
             self._leaving.pop(0).reset(CANCEL)
 
-    def end_idle(self) -> None:
-        """Ends every idle stream: the client leaves, or the server drains. Whoever waits looks again."""
-        while self._idle:
-            self._end(self._idle.pop())
+    def end_idle(self, session: Session | None = None) -> None:
+        """Ends every idle stream, or those of a session: the client leaves it, or the server drains.
+
+        Whoever waits looks again.
+        """
+        for lane in list(self._lanes.values()):
+            if session is None or lane.session is session:
+                while lane.idle:
+                    self._end(lane.idle.pop())
         self._wake_all()
 
     def _end(self, stream: Stream) -> None:
@@ -180,36 +217,62 @@ class StreamPool:
 
     def _take(self, reuse: bool, retriable: bool, visitor: str | None) -> Stream | None:
         """A stream without waiting, or None."""
-        for session in self.sessions:
-            if session.takes_visitors:
-                break
-        else:
-            if self.opening:
-                return None
-            raise SessionClosedError("the tunnel's client is away")
-        if reuse and self._idle:
-            youngest = self._idle[-1]
-            if retriable or self._resting_since(youngest) >= time.monotonic() - FRESH_LIFE:
-                return self._idle.pop()
-        roomiest = self._roomiest()
-        if roomiest is None and self._make_room():
-            roomiest = self._roomiest()
-        return None if roomiest is None else roomiest.open(visitor)
+        lane = self._only
+        if lane is None or not lane.session.takes_visitors:
+            return self._take_from_several(reuse, retriable, visitor)
+        if reuse and lane.idle and (retriable or self._is_fresh(lane.idle[-1])):
+            return lane.idle.pop()
+        if lane.session.has_room or (self._make_room() and lane.session.has_room):
+            return lane.session.open(visitor)
+        return None
 
-    def _roomiest(self) -> Session | None:
-        """The least loaded session that takes another stream."""
-        if len(self.sessions) == 1:
-            return self.sessions[0] if self.sessions[0].has_room else None
-        return min((s for s in self.sessions if s.has_room), key=lambda s: s.stream_count, default=None)
+    def _take_from_several(self, reuse: bool, retriable: bool, visitor: str | None) -> Stream | None:
+        """The same where the tunnel has more than one session, or none that takes visitors."""
+        lanes = self._by_load()
+        full: bool | None = None
+        for lane in lanes:
+            if reuse and lane.idle and (retriable or self._is_fresh(lane.idle[-1])):
+                return lane.idle.pop()
+            if full is None:
+                full = self._is_full(lanes)
+            if not full and lane.session.has_room:
+                return lane.session.open(visitor)
+        if not lanes or not self._make_room() or self._is_full(lanes):
+            return None
+        roomy = next((lane.session for lane in lanes if lane.session.has_room), None)
+        return None if roomy is None else roomy.open(visitor)
+
+    def _by_load(self) -> list[_Lane]:
+        """The sessions that take visitors, the least busy one first; none while the first is on its way."""
+        lanes = [lane for lane in self._lanes.values() if lane.session.takes_visitors]
+        if not lanes and not self.opening:
+            raise SessionClosedError("the tunnel's client is away")
+        lanes.sort(key=_Lane.load)
+        return lanes
+
+    def _is_full(self, lanes: list[_Lane]) -> bool:
+        """Whether all sessions together have as many streams as the client takes."""
+        limit = max((lane.session.peer_max_streams for lane in lanes), default=0)
+        return sum(session.stream_count for session in self.sessions) >= limit
 
     def _make_room(self) -> bool:
         """Gives up the oldest stream that nobody uses, whose place is needed."""
-        while unused := self._leaving or self._idle:
+        while True:
+            if self._leaving:
+                unused = self._leaving
+            else:
+                lanes = [lane for lane in self._lanes.values() if lane.idle]
+                if not lanes:
+                    return False
+                unused = min(lanes, key=lambda lane: self._resting_since(lane.idle[0])).idle
             stream = unused.pop(0)
             if not stream.closed:  # those that left by themselves have made room already
                 stream.reset(CANCEL)
                 return True
-        return False
+
+    def _is_fresh(self, idle: Stream) -> bool:
+        """Whether it was used a moment ago, so that it hardly can have ended meanwhile."""
+        return self._resting_since(idle) >= time.monotonic() - FRESH_LIFE
 
     @staticmethod
     def _resting_since(stream: Stream) -> float:

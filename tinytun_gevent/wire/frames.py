@@ -56,6 +56,8 @@ class FrameSplitter:
         self._data_left = 0
         self._skip_left = 0
         self._in_headers = False
+        #: Whether the frame being handed over came inside a header block (RFC 9113 §4.3).
+        self.in_block = False
 
     def feed(self, view: memoryview) -> None:
         """Takes the bytes of one read.
@@ -112,6 +114,7 @@ class FrameSplitter:
         return position + taken
 
     def _control(self, frame: memoryview, kind: int, flags: int, stream_id: int) -> None:
+        self.in_block = self._in_headers
         if kind in (HEADERS, PUSH_PROMISE, CONTINUATION):
             self._in_headers = not flags & END_HEADERS
         self._handler.control_frame(frame, kind, flags, stream_id)

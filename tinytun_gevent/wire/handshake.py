@@ -31,6 +31,7 @@ _SUBDOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?\Z")
 _BEARER = re.compile(r"(?i:bearer) +(?P<token>[A-Za-z0-9._~+/-]+=*)\Z")  # RFC 6750 2.1
 _CONNECTION_ID = re.compile(r"[\x21-\x7e]{1,64}\Z")
+_JOIN_KEY = re.compile(r"[0-9A-Za-z]{16,64}\Z")  # ours are 32 hexadecimal digits, 128 bits
 _URL = re.compile(r"(?:https?|tcp)://[\x21-\x7e]+\Z")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (?P<status>[1-5][0-9]{2})(?: (?P<reason>[^\r\n]*))?\Z")
 _PORT = re.compile(r"[0-9]{1,5}\Z")
@@ -47,12 +48,21 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Join:
+    """The tunnel that a session is to be added to, and the secret that its 101 told the opener."""
+
+    connection_id: str
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class OpenRequest:
     """What a client asks for: ``authority`` is CONNECT's target, ``host:port``.
 
     ``subdomain`` (lower case) belongs to `Kind.HTTP`, ``port`` (1-65535, the server has its
     own range) to the others; None lets the server choose. ``token`` is the opener's bearer
-    token, ``host_header`` what the local service is to see as ``Host``.
+    token, ``host_header`` what the local service is to see as ``Host``. With ``join`` no tunnel
+    is opened: the session is added to one that is there, and name and port mean nothing.
     """
 
     kind: Kind
@@ -61,6 +71,7 @@ class OpenRequest:
     port: int | None = None
     token: str | None = field(default=None, repr=False)
     host_header: str | None = None
+    join: Join | None = None
 
 
 class HealthCheck:
@@ -74,7 +85,8 @@ class OpenReply:
     """What a 101 says. An HTTP tunnel has a ``domain``, a TCP tunnel a ``port``.
 
     ``url`` and ``host_header`` are None and False from a server that does not know these
-    extensions; ``host_header`` acknowledges that the request's was understood.
+    extensions; ``host_header`` acknowledges that the request's was understood. ``join_key``
+    is the secret with which further sessions join the tunnel; None where they cannot.
     """
 
     connection_id: str
@@ -83,6 +95,7 @@ class OpenReply:
     port: int | None = None
     url: str | None = None
     host_header: bool = False
+    join_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +168,8 @@ def build_request(request: OpenRequest) -> bytes:
         if len(request.token) > MAX_TOKEN or not _BEARER.match(value):
             raise UsageError("the token has characters that a bearer token cannot have, or is too long")
         fields.append(("Authorization", value))
+    if request.join is not None:
+        fields.append(("x-tinytun-join", _join_value(request.join)))
     return _head(f"CONNECT {request.authority} HTTP/1.1", fields)
 
 
@@ -193,6 +208,8 @@ def build_reply(reply: OpenReply) -> bytes:
         fields.append(("x-tinytun-url", reply.url))
     if reply.host_header:
         fields.append(("x-tinytun-host-header", "1"))
+    if reply.join_key is not None:
+        fields.append(("x-tinytun-join", reply.join_key))
     return _head("HTTP/1.1 101 Switching Protocols", fields)
 
 
@@ -305,15 +322,35 @@ def _open_request(authority: str, fields: dict[bytes, str]) -> OpenRequest:
     host_header = fields.get(b"x-tinytun-host-header")
     if host_header is not None and not is_host(host_header):
         raise HandshakeError("x-tinytun-host-header is not a host or host:port")
-    # What belongs to another kind of tunnel is ignored, as the original does.
+    join = _join(fields)
+    # What belongs to another kind of tunnel is ignored, as the original does; a tunnel that
+    # is joined has its name already.
     return OpenRequest(
         kind,
         authority,
-        subdomain=_subdomain(fields) if kind is Kind.HTTP else None,
-        port=_port(fields) if kind is not Kind.HTTP else None,
+        subdomain=_subdomain(fields) if kind is Kind.HTTP and join is None else None,
+        port=_port(fields) if kind is not Kind.HTTP and join is None else None,
         token=_token(fields),
         host_header=host_header,
+        join=join,
     )
+
+
+def _join(fields: dict[bytes, str]) -> Join | None:
+    value = fields.get(b"x-tinytun-join")
+    if value is None:
+        return None
+    connection_id, _, key = value.partition(" ")
+    if not _CONNECTION_ID.match(connection_id) or not _JOIN_KEY.match(key):
+        raise HandshakeError("x-tinytun-join is not a connection id and a key")
+    return Join(connection_id, key)
+
+
+def _join_value(join: Join) -> str:
+    """The field's value; the error shows nothing of the key."""
+    if not _CONNECTION_ID.match(join.connection_id) or not _JOIN_KEY.match(join.key):
+        raise UsageError("the connection id or the key cannot be those of a tunnel")
+    return f"{join.connection_id} {join.key}"
 
 
 def _subdomain(fields: dict[bytes, str]) -> str | None:
@@ -355,6 +392,9 @@ def _open_reply(fields: dict[bytes, str]) -> OpenReply:
     url = fields.get(b"x-tinytun-url")
     if url is not None and (len(url) > MAX_URL or not _URL.match(url)):
         raise HandshakeError("its URL is invalid")
+    join_key = fields.get(b"x-tinytun-join")
+    if join_key is not None and not _JOIN_KEY.match(join_key):
+        raise HandshakeError("its key for joining is invalid")
     return OpenReply(
         connection_id,
         domain=domain,
@@ -362,6 +402,7 @@ def _open_reply(fields: dict[bytes, str]) -> OpenReply:
         port=_port(fields),
         url=url,
         host_header=b"x-tinytun-host-header" in fields,
+        join_key=join_key,
     )
 
 
