@@ -15,13 +15,14 @@ from .processes import BenchmarkError, Process, Workspace, clean_environment, fi
 
 COMPILER = "cc"
 _SOURCES = Path(__file__).with_name("native")
-_FLAGS = ("-O2", "-Wall", "-Wextra", "-std=gnu11")
+_FLAGS = ("-O2", "-Wall", "-Wextra", "-std=gnu11", "-D_GNU_SOURCE")
 #: The files of each program.
 _PROGRAMS = {
-    "relay": ("relay.c", "flow.c", "segments.c", "heap.c", "common.c"),
+    "relay": ("relay.c", "connection.c", "flow.c", "segments.c", "heap.c", "common.c"),
     "messages": (
         "messages.c",
         "echo.c",
+        "buffer.c",
         "load.c",
         "reader.c",
         "firstbyte.c",
@@ -58,7 +59,7 @@ class MessagesResult:
 class BulkResult:
     """Body bytes a second of all visitors together, what came in the skipped time left out."""
 
-    rate: float
+    rate_bytes_per_s: float
     failures: int
     attempts: int
     reason: str = ""
@@ -191,7 +192,7 @@ def read_bulk(
     command = [str(tools.messages), "reader", "127.0.0.1", str(port), host, path]
     report = _report(workspace, [*command, str(visitors), str(seconds)], seconds)
     return BulkResult(
-        rate=_rate_after(report, skip),
+        rate_bytes_per_s=_rate_after(report, skip),
         failures=int(_number(report, "failures")),
         attempts=int(_number(report, "attempts")),
         reason=_reason(report),
