@@ -22,20 +22,20 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line asks for; exits with 2 on nonsense."""
     parser = argparse.ArgumentParser(
         prog="benchmarks/run",
-        description="Measures the tunnel beside others in one run; prints medians, spreads and ratios to the best peer.",
+        description="Measures the tunnel beside others in one run; prints medians, spreads and ratios.",
     )
     parser.add_argument("--peers", type=one_of(peer_names()), metavar="NAME[,..]",
-                        help=f"who is measured, ours and anchors too; default: all of {', '.join(peer_names())}")  # fmt: skip
+                        help=f"who is measured; default: all of {', '.join(peer_names())}")
     parser.add_argument("--scenario", type=one_of(scenario_names()), metavar="NAME[,..]",
-                        help=f"of: {', '.join(scenario_names())}")  # fmt: skip
+                        help=f"of: {', '.join(scenario_names())}")
     parser.add_argument("--rounds", type=positive, metavar="N", help="default: 3, with --quick 1")
     parser.add_argument("--quick", action="store_true",
-                        help=f"one round of {', '.join(QUICK_PEERS)}, core scenarios, under 2 minutes")  # fmt: skip
+                        help=f"one round of {', '.join(QUICK_PEERS)}, core scenarios, under 2 minutes")
     parser.add_argument("--limit", type=positive, metavar="S",
-                        help=f"end after S s; default: {LIMIT}, with --quick {QUICK_LIMIT}")  # fmt: skip
+                        help=f"end after S s; default: {LIMIT}, with --quick {QUICK_LIMIT}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every single figure")
     parser.add_argument("--results", type=Path, metavar="FILE",
-                        help="the report as Markdown; what was written by hand at its end is kept")  # fmt: skip
+                        help="the report as Markdown; what was written by hand at its end is kept")
     return parser.parse_args(words)
 
 

@@ -62,8 +62,8 @@ def markdown(report: Report) -> str:
         f"`{report.command}`: {report.rounds} round{'s' if report.rounds > 1 else ''} in "
         f"{report.took / 60:.1f} minutes; load average {report.busy}.",
         facts,
-        f"Every figure is a median (lowest{DASH}highest round). A ratio is that of the medians (lowest{DASH}highest "
-        "ratio within a round). A star marks a figure beside which something failed.",
+        f"Every figure is a median (lowest{DASH}highest round). A ratio is that of the medians "
+        f"(lowest{DASH}highest ratio within a round). A star marks a figure beside which something failed.",
         "## Targets",
         targets_table(results),
     ]

@@ -107,7 +107,7 @@ class Run:
             self.notes.append(text)
 
     def _part(self, number: int, part: Part) -> None:
-        """One part of a round: each scenario on everybody in turn, so that what is compared is close in time."""
+        """One part of a round: each scenario on everybody in turn: what is compared is close in time."""
         everybody = rotated(self.plan.takers(part.scenarios), number)
         ground = replace(self._ground, via=self._via(part.path), services=self._ports(part.services))
         up: dict[str, Running] = {}
@@ -135,16 +135,19 @@ class Run:
         if path is None or tools is None:
             return None
 
-        def start(workspace: Workspace, target: int, bind: str, port: int) -> tuple[Process, int]:
+        def start(
+            workspace: Workspace, target: tuple[str, int], bind: tuple[str, int]
+        ) -> tuple[Process, int]:
             return native.start_relay(
                 workspace,
                 tools,
-                target,
+                target[1],
                 delay=path.delay,
                 rate=path.rate,
                 window=path.window,
-                bind=bind,
-                port=port,
+                bind=bind[0],
+                port=bind[1],
+                target=target[0],
             )
 
         return start

@@ -41,6 +41,7 @@ http {{
     server {{
         listen 127.0.0.1:{port} backlog=2048;
         root {folder}/www;
+        add_header X-Number $arg_number;
     }}
 }}
 """

@@ -9,9 +9,10 @@ from __future__ import annotations
 import selectors
 import socket
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from ..processes import BenchmarkError
 from ..way import Endpoint
@@ -34,48 +35,60 @@ class Flow:
         return self.bytes / self.seconds
 
 
-def read_streams(
-    endpoint: Endpoint,
-    path: str,
-    count: int,
-    ignored: float,
-    seconds: float,
-    outcome: Outcome,
-    at_start: Callable[[], None] | None = None,
-) -> Flow:
-    """``count`` visitors download ``path``; what comes in the first ``ignored`` seconds is not counted.
+class Downloads:
+    """Visitors who download ``path``, and ask for it again, on the same connection, when they have all of it.
 
-    The clock starts with the first connection. A visitor who has all of it asks again, on the same
-    connection. ``at_start`` is called when the measured time begins. Each visitor is an attempt; one who gets nothing, or
-    is cut off, has failed.
+    Each is an attempt in ``outcome``; one who gets nothing, or is cut off, has failed. A context:
+    leaving it, they go, wherever they are.
     """
-    buffer = bytearray(CHUNK)
-    got = [0] * count
-    with ExitStack() as stack, selectors.DefaultSelector() as selector:
-        began = time.monotonic()
-        readers = [_Reader(stack, endpoint, path, buffer) for _ in range(count)]
-        for number, reader in enumerate(readers):
-            selector.register(reader.sock, selectors.EVENT_READ, number)
-        start, end, before = began + ignored, began + ignored + seconds, None
+
+    def __init__(self, endpoint: Endpoint, path: str, count: int, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._got = [0] * count
+        self._stack = ExitStack()
+        self._selector = self._stack.enter_context(selectors.DefaultSelector())
+        buffer = bytearray(CHUNK)
         outcome.attempts += count
-        while (now := time.monotonic()) < end and selector.get_map():
-            if before is None and now >= start:
-                start, before = now, sum(got)
-                if at_start:
-                    at_start()
-            for key, _ in selector.select(min(0.1, end - now)):
+        try:
+            self._readers = [_Reader(self._stack, endpoint, path, buffer) for _ in range(count)]
+        except BaseException:
+            self._stack.close()
+            raise
+        for number, reader in enumerate(self._readers):
+            self._selector.register(reader.sock, selectors.EVENT_READ, number)
+
+    def read(self, seconds: float) -> Flow:
+        """What comes in the next ``seconds``, or until all were cut off."""
+        began, before = time.monotonic(), sum(self._got)
+        while (left := began + seconds - time.monotonic()) > 0 and self._selector.get_map():
+            for key, _ in self._selector.select(left):
                 number = key.data
                 try:
-                    got[number] += readers[number].read()
+                    self._got[number] += self._readers[number].read()
                 except (OSError, BenchmarkError) as error:
-                    outcome.failed(str(error))
-                    selector.unregister(readers[number].sock)
-    silent = sum(not amount for amount in got)
-    if silent:
-        outcome.failed("a visitor got nothing", silent)
-    if before is None:  # all were cut off before the measured time began
-        return Flow(0, seconds)
-    return Flow(sum(got) - before, now - start)
+                    self._outcome.failed(str(error))
+                    self._selector.unregister(self._readers[number].sock)
+        return Flow(sum(self._got) - before, time.monotonic() - began)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        if silent := sum(not amount for amount in self._got):
+            self._outcome.failed("a visitor got nothing", silent)
+
+
+def read_streams(
+    endpoint: Endpoint, path: str, count: int, ignored: float, seconds: float, outcome: Outcome
+) -> Flow:
+    """``count`` visitors download ``path``; what comes in the first ``ignored`` seconds is not counted."""
+    with Downloads(endpoint, path, count, outcome) as visitors:
+        if ignored:
+            visitors.read(ignored)
+        return visitors.read(seconds)
 
 
 class _Reader:
@@ -119,7 +132,7 @@ class _Reader:
 
 
 def stalled(stack: ExitStack, endpoint: Endpoint, path: str, read: float = 0.0) -> None:
-    """A visitor who asks for ``path``, reads for ``read`` seconds, then never again; he goes with ``stack``."""
+    """A visitor who asks for ``path``, reads for ``read`` seconds, then never again; ``stack`` ends him."""
     sock = stack.enter_context(socket.create_connection(("127.0.0.1", endpoint.port), timeout=10))
     sock.sendall(endpoint.request(path))
     buffer = bytearray(1 << 20)

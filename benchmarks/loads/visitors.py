@@ -1,4 +1,4 @@
-"""Visitors of our own making: many that stay, and when their first bytes come. One thread, no threads' delays."""
+"""Visitors of our own making: many that stay, and when their first bytes come. All in one thread."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Visitors:
         self._progress = 0.0
 
     def come(self, count: int, at_once: int = AT_ONCE) -> None:
-        """``count`` more, ``at_once`` of them on their way at the same time. Blocks until all have their answer."""
+        """``count`` more, ``at_once`` of them on their way at a time. Blocks until all have their answer."""
         failures = self._outcome.failures
         coming = 0
         self._progress = time.monotonic()

@@ -1,14 +1,17 @@
-"""Small requests, by wrk."""
+"""Small requests, by wrk; no two of them are alike (``varied.lua``)."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..processes import find
 from ..way import Endpoint
 from .outcome import Outcome, call
 
+#: Makes every request another one.
+SCRIPT = Path(__file__).with_name("varied.lua")
 PATIENCE = 15  # seconds that wrk may take beyond its time: it opens its connections first
 
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3, "h": 3600e3}
@@ -60,6 +63,7 @@ def run_wrk(
     Attempts and failures go to ``outcome``. None if there was no good answer.
     """
     command = [str(find("wrk")), "-t", "1", "-c", str(connections), "-d", f"{seconds}s", "--latency"]
+    command += ["-s", str(SCRIPT)]
     command += ["-H", f"Host: {endpoint.host}"]
     if close:
         command += ["-H", "Connection: close"]

@@ -49,8 +49,8 @@ class Running:
         return None
 
 
-#: Starts a relay: (workspace, target port, address to bind, port to bind or 0) to its process and port.
-Via = Callable[[Workspace, int, str, int], tuple[Process, int]]
+#: Starts a relay: (workspace, target, where to listen: port 0 is any) to its process and port.
+Via = Callable[[Workspace, tuple[str, int], tuple[str, int]], tuple[Process, int]]
 
 
 @dataclass(frozen=True)
@@ -133,16 +133,16 @@ def wait_until_open(running: Running, poll: float = POLL) -> None:
 
 
 def with_relay(ground: Ground, server: Server, bind: str = LOCAL, port: int = 0) -> Server:
-    """Puts the long path in front of ``server``, if there is one."""
+    """Puts the long path in front of ``server``, if there is one; it begins at ``bind`` and ``port``."""
     if ground.via is not None:
-        relay, server.port = ground.via(ground.workspace, server.port, bind, port)
+        relay, server.port = ground.via(ground.workspace, (server.host, server.port), (bind, port))
         server.host = bind
         server.beside.append(relay)
     return server
 
 
 def three_times(start: Callable[[], T]) -> T:
-    """What ``start`` returns: a port that was free may be taken by the time it is used, so it may fail twice."""
+    """What ``start`` returns; it may fail twice: a free port may be taken by the time it is used."""
     for _ in range(2):
         try:
             return start()

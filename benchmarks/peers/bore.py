@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-from ..processes import BenchmarkError, accepts, find
-from ..way import Endpoint
-from .base import LOCAL, Contender, Ground, Running, Server, with_relay
+import random
+import socket
 
-#: Where a bore server listens; it cannot be told otherwise.
+from ..processes import BenchmarkError, find
+from ..way import Endpoint
+from .base import LOCAL, Contender, Ground, Running, Server, three_times, with_relay
+
+#: Where a bore server listens; it cannot be told otherwise. The address is free, and loopback has many.
 CONTROL_PORT = 7835
-#: Where the relay of a long path listens: the same port, so it must be another address.
-RELAY_HOST = "127.0.0.2"
+
+
+def free_address() -> str:
+    """An address of loopback where nobody listens on `CONTROL_PORT`; BenchmarkError if there is none."""
+    for _ in range(20):
+        address = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}.{random.randint(2, 254)}"
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, CONTROL_PORT))
+            except OSError:
+                continue
+            return address
+    raise BenchmarkError(f"port {CONTROL_PORT}, the only one that bore can use, is taken")
 
 
 class Bore(Contender):
-    """One server, and a client for each service. Only one server may run on a machine."""
+    """One server, and a client for each service."""
 
     name = "bore"
     programs = ("bore",)
 
     def start_server(self, ground: Ground) -> Server:
-        if accepts(CONTROL_PORT):
-            raise BenchmarkError(f"port {CONTROL_PORT}, the only one that bore can use, is taken")
-        command = [str(find("bore")), "server", "--bind-addr", LOCAL]
+        server = three_times(lambda: self._listen(ground))
+        # The client uses the same port in front of the relay, so that must be at another address.
+        return with_relay(ground, server, free_address(), CONTROL_PORT)
+
+    def _listen(self, ground: Ground) -> Server:
+        address = free_address()
+        command = [str(find("bore")), "server", "--bind-addr", address, "--bind-tunnels", LOCAL]
         server = ground.workspace.start("bore-server", command)
-        server.expect_port(CONTROL_PORT)
-        return with_relay(ground, Server([server], port=CONTROL_PORT), RELAY_HOST, CONTROL_PORT)
+        server.expect("server listening")
+        return Server([server], host=address, port=CONTROL_PORT)
 
     def start_client(self, ground: Ground, server: Server) -> Running:
         clients = {}

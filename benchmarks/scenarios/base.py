@@ -89,7 +89,7 @@ class Scenario(ABC):
     #: Seconds that are measured, in a full run and in a quick one (0: not part of it).
     seconds: float
     quick: float = 0
-    #: Seconds that a cell takes beyond that, roughly: warm-up, what the load generators need to begin and end.
+    #: Seconds that a cell takes beyond that, roughly: warm-up, beginning and end of the load generators.
     overhead: float = 0.5
 
     def missing(self, services: Services, tools: Tools | None) -> str | None:

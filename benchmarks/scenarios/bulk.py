@@ -7,12 +7,12 @@ from contextlib import ExitStack
 
 from ..loads.curl import Curl, at_once
 from ..loads.outcome import Outcome
-from ..loads.streams import stalled
+from ..loads.streams import Downloads, Flow, stalled
 from ..loads.visitors import knock
-from ..peers import DIRECT
+from ..peers import CONTENDERS, DIRECT, OURS, OURS_TCP
 from ..processes import BenchmarkError, memory_bytes
 from ..services import NGINX, SINK
-from .base import ANCHORS, GB, MIB, SETTLE, Processes, Scenario, Stage, counted_cpu
+from .base import GB, MIB, SETTLE, Processes, Scenario, Stage, counted_cpu
 
 GRACE = 1.0  # seconds that the last transfer of a cell gets to become complete
 MANY = 20
@@ -84,23 +84,31 @@ class ManyDownloads(Scenario):
         return outcome
 
 
-class BesideStalled(ManyDownloads):
-    """The same beside a visitor who stopped reading, and without him, in turn; and what he costs, alone.
+class BesideStalled(Scenario):
+    """20 downloads, beside whom in turn is and is not a visitor who stopped reading; and what he costs, alone.
 
     He is measured twice: he never reads, or he reads at full speed for a second and then stops.
     """
 
     name = "download-20-stalled"
+    groups = ("bulk",)
     processes = Processes.FRESH
-    absent = ANCHORS | {"frp http", "chisel"}
-    seconds = 5
-    quick = 0
-    overhead = 4.5
+    #: Its targets hold ours against ours; one peer is there to compare with.
+    absent = frozenset(contender.name for contender in CONTENDERS) - {OURS, OURS_TCP, "rathole"}
+    needs_long_file = True
+    seconds = 8
+    overhead = 6
     READS = 1.0  # seconds until the second kind stops
+    WARM = 1.5  # seconds: the first time that so many come is slower than any later one
+    TURNS = 4  # each of four slices: without, with, with, without; so a drift of the machine favours neither
+
+    def warm_up(self, stage: Stage) -> None:
+        knock(stage.nginx, MANY)
+        at_once(stage.nginx, stage.services.warm.name, 2, 5, Outcome())
 
     def run(self, stage: Stage) -> Outcome:
         outcome = Outcome()
-        path = stage.services.bulk.name
+        path = stage.services.long.name
         for key, read in (("stalled-memory", 0.0), ("stalled-late-memory", self.READS)):
             before = memory_bytes(stage.running.pids)
             with ExitStack() as stack:
@@ -109,15 +117,24 @@ class BesideStalled(ManyDownloads):
                 time.sleep(2 * SETTLE)  # until whatever there is to fill is full
                 outcome.values[key] = (memory_bytes(stage.running.pids) - before) / MIB
             time.sleep(SETTLE)
-        with_him, without = 0.0, 0.0
-        for present in (False, True, True, False):  # so that a drift of the machine favours neither
-            with ExitStack() as stack:
-                if present:
-                    stalled(stack, stage.nginx, path)
-                    time.sleep(SETTLE)
-                rate = at_once(stage.nginx, path, MANY, stage.seconds / 4, outcome) or 0.0
-            with_him, without = (with_him + rate, without) if present else (with_him, without + rate)
-        if with_him and without:
-            outcome.values[self.name] = with_him / 2 / GB
-            outcome.values["stalled-ratio"] = with_him / without
+        self._beside(stage, path, outcome)
         return outcome
+
+    def _beside(self, stage: Stage, path: str, outcome: Outcome) -> None:
+        """The 20 go on all the time; he comes and goes."""
+        flows: dict[bool, list[Flow]] = {True: [], False: []}
+        seconds = stage.seconds / self.TURNS / 4
+        with Downloads(stage.nginx, path, MANY, outcome) as visitors:
+            visitors.read(self.WARM)
+            for present in (False, True, True, False) * self.TURNS:
+                with ExitStack() as stack:
+                    if present:
+                        stalled(stack, stage.nginx, path)
+                    flows[present].append(visitors.read(seconds))
+        with_him, without = (
+            sum(flow.bytes for flow in found) / sum(flow.seconds for flow in found)
+            for found in (flows[True], flows[False])
+        )
+        if with_him and without:
+            outcome.values[self.name] = with_him / GB
+            outcome.values["stalled-ratio"] = with_him / without

@@ -1,4 +1,4 @@
-"""Over a long path: a relay between the two programs of a contender delays every byte, and may limit rate and flight."""
+"""Over a long path: a relay between the two programs of a contender delays and may limit what passes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATHS = {
     "100ms-1Gbit": LongPath(0.050, rate=125_000_000),
 }
 
-#: Those that cannot be the best here: one TCP connection for all visitors, with a fixed and small window in it.
+#: Those that cannot be the best here: one TCP connection for all, with a fixed and small window in it.
 SMALL_WINDOW = frozenset({"ssh -R", "chisel", "frp http"})
 
 
@@ -136,7 +136,7 @@ class FarRequest(Scenario):
 
 
 class FarMixed(Scenario):
-    """Small requests, first alone, then beside a download that fills the line: how much later their p99 is."""
+    """Small requests alone, then beside a download that fills the line: how much later their p99 is."""
 
     name = "far-mixed"
     groups = ("far", "mixed")
@@ -146,7 +146,7 @@ class FarMixed(Scenario):
     absent = ANCHORS | SMALL_WINDOW
     seconds = 5
     overhead = 3
-    VISITORS = 8  # who make the requests: one alone would make only ten a second
+    VISITORS = 16  # who make the requests: each alone makes only ten a second
     LEAD = 1.5  # seconds that the download has to fill the line
     TAIL = 0.7  # seconds that it goes on: wrk takes a moment to begin and to end
 

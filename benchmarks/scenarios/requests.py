@@ -55,6 +55,12 @@ class GrowingCrowd(KeptRequests):
         self.absent = GrowingCrowd.absent
         self.seconds = 2
 
+    def run(self, stage: Stage) -> Outcome:
+        outcome = super().run(stage)
+        kept = (self.name, f"{self.name}-cpu")
+        outcome.values = {key: value for key, value in outcome.values.items() if key in kept}
+        return outcome
+
 
 class NewConnections(Scenario):
     """32 visitors at a time; each request on a connection of its own."""
