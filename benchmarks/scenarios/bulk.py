@@ -85,7 +85,7 @@ class ManyDownloads(Scenario):
 
 
 class BesideStalled(Scenario):
-    """20 downloads, beside whom in turn is and is not a visitor who stopped reading; and what he costs, alone.
+    """20 downloads, beside whom a visitor who stopped reading comes and goes; and what he costs, alone.
 
     He is measured twice: he never reads, or he reads at full speed for a second and then stops.
     """
