@@ -9,11 +9,22 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket
+from gevent.event import Event
 from gevent.server import StreamServer
 from helpers import deadline
 
 from tinytun_gevent.server import accepting
 from tinytun_gevent.server.accepting import Acceptor
+from tinytun_gevent.sockets import BareSocket
+from tinytun_gevent.workers import Workers
+
+
+def listening() -> socket.socket:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen(16)
+    sock.setblocking(False)
+    return sock
 
 
 def test_a_lack_of_descriptors_is_waited_out_and_told_once(
@@ -32,7 +43,7 @@ def test_a_lack_of_descriptors_is_waited_out_and_told_once(
     monkeypatch.setattr(StreamServer, "do_read", starved)
     monkeypatch.setattr(accepting, "PAUSE", 0.05)
     caplog.set_level(logging.INFO)
-    server = Acceptor(("127.0.0.1", 0), lambda sock, _: sock.sendall(b"at last"))
+    server = Acceptor(listening(), lambda sock, _: sock.sendall(b"at last"), Workers(), 100)
     server.start()
     try:
         with deadline(), socket.socket() as visitor:
@@ -57,7 +68,7 @@ def test_nothing_is_accepted_while_it_pauses(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(StreamServer, "do_read", starved)
     monkeypatch.setattr(accepting, "PAUSE", 60.0)
-    server = Acceptor(("127.0.0.1", 0), lambda sock, _: None)
+    server = Acceptor(listening(), lambda sock, _: None, Workers(), 100)
     server.start()
     try:
         with deadline(), socket.socket() as visitor:
@@ -69,3 +80,49 @@ def test_nothing_is_accepted_while_it_pauses(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         server.stop()
     assert tries == 1
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_no_more_are_served_at_once_than_may_be(raw: bool) -> None:
+    served: list[Any] = []
+    leave = Event()
+
+    def handle(sock: Any, _: Any) -> None:
+        served.append(sock)
+        leave.wait()
+
+    server = Acceptor(listening(), handle, Workers(), 2, raw=raw)
+    server.start()
+    visitors = []
+    try:
+        with deadline():
+            for _ in range(3):
+                visitor = socket.create_connection(("127.0.0.1", server.server_port))
+                visitors.append(visitor)
+            while len(served) < 2:
+                gevent.sleep(0.01)
+            for _ in range(100):
+                gevent.idle()
+            assert (len(served), server.connections) == (2, 2)
+            leave.set()  # the third is accepted as soon as there is room
+            while len(served) < 3 or server.connections:
+                gevent.sleep(0.01)
+            for visitor in visitors:
+                assert visitor.recv(1) == b""  # closed when its handler returned
+    finally:
+        server.close()
+        for visitor in visitors:
+            visitor.close()
+
+
+def test_a_raw_socket_is_what_the_data_path_wants() -> None:
+    kinds: list[Any] = []
+    handle = lambda sock, _: kinds.append((type(sock), sock.gettimeout()))  # noqa: E731
+    server = Acceptor(listening(), handle, Workers(), 1, raw=True)
+    server.start()
+    try:
+        with deadline(), socket.create_connection(("127.0.0.1", server.server_port)) as visitor:
+            assert visitor.recv(1) == b""
+    finally:
+        server.close()
+    assert kinds == [(BareSocket, 0.0)]

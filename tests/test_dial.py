@@ -40,6 +40,7 @@ from tinytun_gevent.errors import (
     UnreachableError,
     UsageError,
 )
+from tinytun_gevent.sockets import Socket, end_of
 from tinytun_gevent.wire.handshake import Kind, OpenReply, OpenRequest, build_refusal, build_reply
 
 DEADLINE = 10.0
@@ -89,10 +90,13 @@ def config(server: str, **options: Any) -> Any:
     return make_config("1", server=server, **options)
 
 
-def check_greeting(sock: socket.socket) -> None:
-    with sock:
-        sock.sendall(b"x")
-        assert sock.recv(100) == b"hello from the server"
+def check_greeting(sock: Socket) -> None:
+    end = end_of(sock)
+    try:
+        end.sendall(b"x")
+        assert end.recv(100) == b"hello from the server"
+    finally:
+        end.close()
 
 
 def free_port() -> int:

@@ -260,6 +260,34 @@ def test_the_death_of_one_costs_only_its_visitors(
         assert events.states.empty()
 
 
+def test_a_session_that_the_server_wants_gone_counts_until_it_is(
+    server: FakeServer, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a server had as many connections and visitors of a client as it likes."""
+    with grown(server, 2, concurrency=3) as (agent, _, [first, second]):
+        _, collector = open_on(first)
+        assert collector.arrived.wait(DEADLINE)
+        assert agent._team is not None
+        first.goaway()
+        until(lambda: agent._team is not None and len(agent._team.sessions) == 1)
+        open_on(second)
+        until(lambda: agent.counters.visitors == 3)
+        _, refused = open_on(second)
+        refused.whole()
+        assert isinstance(refused.error, StreamResetError)
+        assert refused.error.code == REFUSED_STREAM
+        looks: list[object] = []
+        look = joining.Team._look
+        monkeypatch.setattr(joining.Team, "_look", lambda *a: (looks.append(a), look(*a)))
+        until(lambda: len(looks) > 5)
+        assert not agent._team._joining
+        assert len(agent._sessions) == 2
+        for running_stream in list(first.streams.values()):
+            running_stream.reset()
+        assert first.closed.wait(DEADLINE)
+        sessions(server, 1)
+
+
 def test_only_the_death_of_the_last_makes_it_reconnect(
     server: FakeServer, eager: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,6 +409,39 @@ def test_stop_gives_up_a_session_that_is_on_its_way(server: FakeServer, eager: N
         assert time.monotonic() - began < 3
         assert agent._team is not None
         assert not agent._team._joining
+
+
+def test_stop_leaves_no_session_that_began_while_visitors_finished(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backoff, "next", lambda self: 0.001)
+    asked, stopped = gevent.event.Event(), gevent.event.Event()
+
+    def grant(request: OpenRequest) -> OpenReply:
+        if server.all:
+            asked.set()
+            stopped.wait(DEADLINE)
+        return offer(request)
+
+    server.grant = grant
+    with local_service(echo) as target, running(server, target, kind="tcp") as (agent, _):
+        agent.wait_connected(DEADLINE)
+        (first,) = sessions(server, 1)
+        stream, collector = open_on(first)
+        assert collector.arrived.wait(DEADLINE)
+        first.goaway()
+        assert asked.wait(DEADLINE)
+        stopping = gevent.spawn(agent.stop, grace=DEADLINE)
+        until(lambda: agent._stopping)
+        stopped.set()
+        until(lambda: len(server.all) == 2)
+        second = server.all[1]
+        until(lambda: second.first_answer.is_set() or second.closed.is_set())
+        stream.shutdown()
+        collector.whole()
+        stopping.get()
+        assert not agent.connected.is_set()
+        until(lambda: all(session.closed.is_set() for session in server.all))
 
 
 # -- with the real server --------------------------------------------------------------------------

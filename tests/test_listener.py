@@ -9,14 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import gevent
 import pytest
 from conftest import OpenTunnel, StartServer, StartService
 from h2.events import ConnectionTerminated, RequestReceived
-from helpers import free_tunnel_ports
+from helpers import RawPeer, free_tunnel_ports, socket_pair, wait_until
 from raw_client import RawClient
 from support import Response, connect, eventually, get, read_head, read_response, request, reset, respond
 
 from tinytun_gevent import TunnelServer
+from tinytun_gevent.server.config import ServerConfig
+from tinytun_gevent.server.core import ServerCore
+from tinytun_gevent.server.listener import Listener
 from tinytun_gevent.session import Session
 from tinytun_gevent.wire.http2 import PREFACE
 
@@ -384,6 +388,25 @@ def test_a_stopping_server_says_so_on_every_session(server: TunnelServer) -> Non
         server.stop()
         for client in (first, second):
             client.next(ConnectionTerminated)
+
+
+def test_a_connection_that_is_cut_off_takes_its_session_along() -> None:
+    """As a server does at its end with those that are left."""
+    core = ServerCore(ServerConfig())
+    ours, theirs = socket_pair()
+    serving = gevent.spawn(Listener(core).handle, ours, ("127.0.0.1", 1))
+    theirs.sendall(b"CONNECT localhost:1 HTTP/1.1\r\nx-tinytun-subdomain: demo\r\n\r\n")
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += theirs.recv(1)
+    peer = RawPeer(theirs)
+    peer.greet(client=False)
+    wait_until(lambda: core.registry.tunnels["demo"].ready)
+    (session,) = core.registry.tunnels["demo"].sessions
+    serving.kill()
+    assert session.closed.is_set()
+    assert not core.registry.tunnels
+    theirs.close()
 
 
 def test_a_key_is_not_logged(server: TunnelServer, caplog: pytest.LogCaptureFixture) -> None:

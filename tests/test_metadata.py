@@ -6,9 +6,11 @@ import http.client
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import gevent
 import pytest
 
 from tinytun_gevent import TunnelServer
@@ -167,7 +169,10 @@ def test_a_caller_who_does_not_read_is_dropped(server: TunnelServer, monkeypatch
 def wait_for_no_connections(server: TunnelServer) -> None:
     """Blocks until no connection is being served on the metadata port."""
     assert server._serving is not None
-    assert server._serving._pools[0].join(DEADLINE), "the connection is still served"
+    until = time.monotonic() + DEADLINE
+    while server._serving._servers[0].connections:
+        assert time.monotonic() < until, "the connection is still served"
+        gevent.sleep(0.01)
 
 
 @pytest.mark.skipif(not addresses.has_ipv6(), reason="this machine has no IPv6")

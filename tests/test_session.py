@@ -28,6 +28,7 @@ from helpers import (
     socket_pair,
     wait_until,
 )
+from hpack.hpack import Decoder
 from hyperframe.frame import (
     DataFrame,
     GoAwayFrame,
@@ -53,7 +54,7 @@ from tinytun_gevent.stream import CANCEL, REFUSED_STREAM, Stream
 from tinytun_gevent.wire.http2 import MAX_WINDOW, PREFACE
 
 PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR = 1, 3, 5, 6
-MAX_CONCURRENT, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 3, 4, 5
+HEADER_TABLE_SIZE, MAX_CONCURRENT, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 3, 4, 5
 
 
 # -- the greeting -------------------------------------------------------------
@@ -230,6 +231,71 @@ def test_an_answer_other_than_200_resets_the_stream() -> None:
         inbox.wait_error()
 
 
+def test_a_stream_that_ended_on_both_sides_with_an_answer_other_than_200_is_over() -> None:
+    with raw_peer(opener=True) as (session, peer, _):
+        inbox = Inbox(session.open())
+        inbox.stream.shutdown()
+        with deadline():
+            peer.wait(DataFrame, 1)
+        peer.send(headers_frame(1, b"\x8d", "END_STREAM"))  # :status 404
+        inbox.wait_error()
+        other = Inbox(session.open())
+        session.flush()
+        peer.send(headers_frame(3, b"\x88"), data_frame(3, b"fine"))
+        assert other.wait(4) == b"fine"
+
+
+def test_an_answer_on_a_stream_that_had_something_unusual_before() -> None:
+    with raw_peer(opener=True) as (session, peer, _):
+        inbox = Inbox(session.open())
+        session.flush()
+        priority = raw(2, b"\0\0\0\0\x10", 0, 1)
+        peer.send(priority, headers_frame(1, b"\x88"))
+        peer.send(data_frame(1, b"fine"), data_frame(1, b"", "END_STREAM"))
+        assert inbox.wait_end() == b"fine"
+        assert inbox.stream.accepted
+        assert not session.closed.is_set()
+
+
+@pytest.mark.parametrize("opener", [True, False])
+@pytest.mark.parametrize("sizes", [[0], [0, 0], [100, 0, 4096]])
+def test_a_peer_that_resizes_its_table_reads_the_next_block(opener: bool, sizes: list[int]) -> None:
+    """The block has to begin with what the table was reduced to (RFC 7541 §4.2)."""
+    with raw_peer(opener=opener) as (session, peer, pair):
+        for size in sizes:
+            peer.send(SettingsFrame(0, {HEADER_TABLE_SIZE: size}))
+            with deadline():
+                peer.wait(SettingsFrame, ack=True)
+        if opener:
+            session.open("192.0.2.1:5")
+            session.open()
+            session.flush()
+        else:
+            peer.send(headers_frame(1), headers_frame(3))
+            wait_until(lambda: len(pair.accepted) == 2)
+            for inbox in pair.accepted:
+                inbox.stream.accept()
+        decoder = Decoder()
+        with deadline():
+            first, second = peer.wait(HeadersFrame), peer.wait(HeadersFrame)
+        assert first.data[0] == 0x20, "the smallest size comes first"
+        decoder.max_allowed_table_size = min(sizes)
+        if sizes[-1] != min(sizes):
+            decoder.max_allowed_table_size = sizes[-1]
+        for frame in (first, second):
+            assert ((":status", "200") in decoder.decode(frame.data)) is not opener
+        assert second.data[0] & 0xE0 != 0x20, "it is told once"
+
+
+def test_sizes_of_the_table_do_not_pile_up() -> None:
+    with raw_peer(opener=True) as (session, peer, _):
+        for size in range(100):
+            peer.send(SettingsFrame(0, {HEADER_TABLE_SIZE: size}))
+            with deadline():
+                peer.wait(SettingsFrame, ack=True)
+        assert len(session.conn.encoder.table_size_changes) <= 2
+
+
 def test_the_opener_accepts_no_streams() -> None:
     with raw_peer(opener=True) as (session, peer, _):
         peer.send(headers_frame(2, b"\x82\x86\x84"))
@@ -358,6 +424,36 @@ def test_a_smaller_window_by_settings_stops_the_sender_and_a_larger_one_lets_him
             while received < 100_000:
                 received += len(peer.wait(DataFrame, 1).data)
             sender.get()
+
+
+def test_a_window_that_shrinks_below_nothing_while_a_sender_waits_for_his_turn() -> None:
+    with raw_peer(opener=True) as (session, peer, _):
+        stream = session.open()
+        Inbox(stream)
+        stream.sendall(b"x" * 60_000)
+        with deadline():
+            session.writer._lock.acquire()
+        sender = gevent.spawn(stream.sendall, b"y" * 1000)
+        wait_until(lambda: session.writer._lock.wanted)
+        peer.send(SettingsFrame(0, {INITIAL_WINDOW_SIZE: 0}))
+        wait_until(lambda: stream.allowance < 0)
+        session.writer._release()
+        wait_until(lambda: stream in session.blocked)
+        assert stream.allowance == -60_000
+        peer.send(WindowUpdateFrame(1, 61_000))
+        with deadline():
+            sender.get()
+
+
+def test_a_window_update_with_a_flag_that_nobody_knows_counts() -> None:
+    """Such flags are to be ignored (RFC 9113 §4.1)."""
+    with raw_peer(opener=True) as (session, peer, _):
+        inbox = Inbox(session.open())
+        session.flush()
+        peer.send(raw(8, (4096).to_bytes(4, "big"), 0x40, 1), data_frame(1, b"x"))
+        assert inbox.wait(1) == b"x"
+        assert inbox.stream.send_window == 65535
+        assert inbox.stream.allowance == 65535 + 4096
 
 
 def test_the_connection_s_window_holds_all_streams_and_releases_all() -> None:
@@ -752,6 +848,39 @@ def test_resets_and_the_end_of_a_session_over_tls(side: str) -> None:
 
 
 # -- the end ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_the_half_close_of_a_session_comes_behind_its_last_frames(tls: bool) -> None:
+    with session_pair(sockets=tls_pair() if tls else None) as pair:
+        near, far = pair.open()
+        near.stream.shutdown()
+        assert far.wait_end() == b""
+        busy = pair.acceptor.writer
+        with deadline():
+            busy._lock.acquire()
+        far.stream.shutdown()
+        pair.acceptor.goaway()
+        finishing = gevent.spawn(pair.acceptor.finish_writing)
+        wait_until(lambda: busy._lock.wanted or finishing.ready())
+        busy._release()
+        assert near.wait_end() == b""
+        with deadline():
+            finishing.get()
+            pair.opener.closed.wait()
+        assert pair.opener.goaway_received
+
+
+def test_a_close_sends_at_once_what_waits_for_the_end_of_the_round() -> None:
+    """The process may end before there is another round."""
+    with raw_peer(opener=True) as (session, peer, _):
+        stream = session.open()
+        session.goaway()
+        stream.shutdown()
+        session.close()
+        assert session.end.closed
+        with deadline():
+            assert "END_STREAM" in peer.wait(DataFrame, 1).flags
 
 
 @pytest.mark.parametrize("side", ["opener", "acceptor"])

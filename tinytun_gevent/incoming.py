@@ -242,7 +242,9 @@ class Incoming:
         block = bytes(frame[http2.FRAME_HEAD :])
         if session.opener:
             stream = session.streams.get(stream_id)
-            if stream is None or stream.accepted or not http2.is_response(block):
+            if stream is None or stream.accepted or stream_id in session.conn.streams:
+                return False
+            if not http2.is_response(block):
                 return False
             stream.accepted = True
             return True
@@ -331,6 +333,9 @@ class Incoming:
             self._abort(stream, int(event.error_code or 0), event.remote_reset)
 
     def _on_window(self, event: h2_events.WindowUpdated) -> None:
+        stream = self._session.streams.get(event.stream_id or 0)
+        if stream is not None:
+            stream.allowance += event.delta or 0
         self._wake_blocked()
 
     def _on_settings(self, event: h2_events.RemoteSettingsChanged) -> None:

@@ -116,9 +116,10 @@ class SocketSink:
 
     def _take_credit(self) -> int:
         """The credit for all that waits, which will not be given again."""
+        if not self._backlog:
+            return 0
         waiting = sum(credit for _, credit in self._backlog)
-        if waiting:
-            self._backlog = deque((piece, 0) for piece, _ in self._backlog)
+        self._backlog = deque((piece, 0) for piece, _ in self._backlog)
         return waiting
 
     def write(self, data: bytes | memoryview, credit: int) -> None:

@@ -32,10 +32,10 @@ from tinytun_gevent.errors import (
 from tinytun_gevent.flow import INITIAL_WINDOW
 from tinytun_gevent.incoming import MAX_FRAME, UNKNOWN_RTT, Incoming
 from tinytun_gevent.liveness import LOOK, Liveness
-from tinytun_gevent.sockets import End, end_of
+from tinytun_gevent.sockets import Buffer, End, end_of
 from tinytun_gevent.stream import NO_ERROR, Gate, Stream
 from tinytun_gevent.wire import http2
-from tinytun_gevent.writer import Writer
+from tinytun_gevent.writer import SMALL, Writer
 
 HANG_UP: Final = 1.0
 """Seconds for the last frames to leave when a session ends."""
@@ -67,8 +67,8 @@ class Session:
         """``max_streams`` is how many the peer may have open, ``received`` what was read already."""
         sockets.tune_session(sock)
         now = time.monotonic()
-        self._sock = sock
         self.end: End = end_of(sock)
+        self._sock = self.end.sock
         self.opener = opener
         self.max_streams = max_streams
         self._early = received
@@ -156,6 +156,8 @@ class Session:
         if not self.goaway_sent or code:
             reason = str(error).encode("ascii", "replace") if code else b""
             self.writer.control(http2.goaway(self.conn.highest_inbound_stream_id, code, reason))
+        else:
+            self.writer.control()  # what was to leave when this round of the event loop is over
         ended = error or SessionClosedError("the session was closed")
         for stream in list(self.streams.values()):
             stream.abort(ended)
@@ -176,8 +178,13 @@ class Session:
         self.end.close()
 
     def finish_writing(self) -> None:
-        """Half-closes the connection behind what is queued. Never blocks; raises ``OSError``."""
+        """Half-closes the connection behind what is queued; raises ``OSError``.
+
+        Blocks until that is sent, at most :data:`HANG_UP` seconds: TLS sends nothing at once.
+        """
         self.writer.control()
+        if self.writer.pending or self.writer.unsent:
+            gevent.with_timeout(HANG_UP, self.writer.wait_empty, timeout_value=None)
         self.end.finish_writing()
 
     # -- streams ------------------------------------------------------------
@@ -226,7 +233,7 @@ class Session:
         except NoAvailableStreamIDError as error:  # after 2^30 streams: the peer opens a new session
             self.close(SessionClosedError("all stream numbers are used up"))
             raise SessionClosedError("all stream numbers are used up") from error
-        self.writer.queue(http2.request(stream_id, visitor))
+        self.writer.queue(http2.request(stream_id, visitor, self.conn.table_update()))
         return self.add(stream_id, [])
 
     def flush(self) -> None:
@@ -268,6 +275,15 @@ class Session:
     def unblock(self, stream: Stream) -> None:
         self.blocked.discard(stream)
 
+    def send_small(self, stream: Stream, payload: Buffer) -> bool:
+        """Sends all of a short ``payload`` in one frame, if that takes no waiting; whether it did."""
+        count = len(payload)
+        if count > SMALL or not self.writer.takes_small or self._allowed(stream, count) < count:
+            return False
+        self._charge(stream, count)
+        self.writer.join(stream.id, payload)
+        return True
+
     def send_data(self, stream: Stream, payload: memoryview) -> int:
         """Sends one frame from ``payload``: bytes sent, 0 if the window is used up. Blocks."""
 
@@ -295,7 +311,8 @@ class Session:
         if stream.local_ended:
             return 0
         conn = self.conn
-        return min(wanted, stream.allowance, conn.outbound_flow_control_window, conn.max_outbound_frame_size)
+        window = min(stream.allowance, conn.outbound_flow_control_window)
+        return min(wanted, window, conn.max_outbound_frame_size) if window > 0 else 0
 
     def _charge(self, stream: Stream, count: int) -> None:
         stream.allowance -= count
@@ -315,7 +332,7 @@ class Session:
             self.conn.send_headers(stream.id, http2.RESPONSE_FIELDS)
             self.writer.soon(self.conn.take_output())
         else:
-            self.writer.soon(http2.response(stream.id))
+            self.writer.soon(http2.response(stream.id, self.conn.table_update()))
 
     def end_stream(self, stream: Stream) -> None:
         """Sends END_STREAM. Never blocks."""
@@ -330,9 +347,11 @@ class Session:
 
     def reset_stream(self, stream: Stream, code: int) -> None:
         """Sends RST_STREAM and aborts the stream. Never blocks."""
-        if stream.id in self.conn.streams:
-            self.conn.reset_stream(stream.id, code)
-            self.writer.soon(self.conn.take_output())
+        known = self.conn.streams.get(stream.id)
+        if known is not None:
+            if not known.closed:  # as it is when the last frame has just ended it
+                self.conn.reset_stream(stream.id, code)
+                self.writer.soon(self.conn.take_output())
         elif stream.id in self.streams:
             self.writer.soon(http2.rst_stream(stream.id, code))
         self.remove(stream, StreamClosedBy.SEND_RST_STREAM)

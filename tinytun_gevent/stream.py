@@ -132,6 +132,8 @@ class Stream:
 
         Raises :class:`StreamResetError` or :class:`SessionClosedError`.
         """
+        if not len(data) or self.session.send_small(self, data):
+            return
         with memoryview(data) as view:
             sent = 0
             while sent < len(view):

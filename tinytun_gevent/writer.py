@@ -131,29 +131,34 @@ class Writer:
         self._lock.acquire()
         self._drain()
 
+    @property
+    def takes_small(self) -> bool:
+        """Whether :meth:`join` may be called."""
+        return not self._lock.held and self._may_join()
+
+    def join(self, stream_id: int, payload: Buffer) -> None:
+        """Queues one DATA frame of at most :data:`SMALL` bytes, to leave with others like it. Never blocks.
+
+        It goes when this round of the event loop is over; call it only while :attr:`takes_small`.
+        """
+        control = self._control
+        control += http2.data_head(len(payload), stream_id)
+        control += payload
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.run_callback(self._flush)
+
     def send_data(self, stream_id: int, payload: memoryview, allow: Callable[[int], int]) -> int:
         """Sends one DATA frame with as much of ``payload`` as is allowed; returns how much.
 
         ``allow`` gets the bytes wanted when the turn has come, and answers and charges what
-        the windows permit, or raises. Blocks for the turn and until the kernel has the frame;
-        a small one leaves when this round of the event loop is over, with others like it.
+        the windows permit, or raises. Blocks for the turn and until the kernel has the frame.
         """
-        if len(payload) <= SMALL and not self._lock.held and self._may_join():
-            count = allow(len(payload))
-            if count:
-                head = bytearray(http2.FRAME_HEAD)
-                http2.pack_head(head, count, http2.DATA, 0, stream_id)
-                self._control += head
-                self._control += payload[:count]
-                self.soon()
-            return count
         self._lock.acquire()
         try:
             count = allow(min(len(payload), SHARED_CHUNK if self._lock.wanted else CHUNK))
             if count:
-                head = bytearray(http2.FRAME_HEAD)
-                http2.pack_head(head, count, http2.DATA, 0, stream_id)
-                self._send(head, payload[:count])
+                self._send(http2.data_head(count, stream_id), payload[:count])
             return count
         finally:
             self._release()

@@ -23,6 +23,7 @@ from ..errors import (
 from ..session import Session
 from ..stream import Stream
 from ..wire.handshake import Kind, OpenReply, OpenRequest
+from ..workers import Workers
 from .backoff import Backoff
 from .config import ClientConfig
 from .events import Counters, Listener, State
@@ -49,6 +50,10 @@ RANDOM_NAME_PATIENCE = 60.0
 
 #: Longest Retry-After that is honored, in seconds: a server that is wrong about it is asked again.
 MAX_RETRY_AFTER = 60.0
+
+
+#: Seconds for visitors that are cut off to end.
+FAREWELL = 1.0
 
 
 class StoppedError(TunnelError):
@@ -88,7 +93,9 @@ class Agent:
         self._sessions: set[Session] = set()
         #: Those of the tunnel that was opened last.
         self._team: Team | None = None
-        self._visitors: dict[Stream, gevent.Greenlet[[Visitor], None]] = {}
+        self._visitors: set[Stream] = set()
+        #: Serve the visitors; made in the hub that has the first one.
+        self._workers: Workers | None = None
         #: Set while no visitor is being served.
         self._idle = Event()
         self._idle.set()
@@ -137,6 +144,8 @@ class Agent:
         first one short.
         """
         self._stopping = True
+        if self._main is not None:
+            self._main.kill()  # before the sessions are counted: it may have begun another one
         if self._team is not None:
             self._team.close()
         sessions = list(self._sessions)
@@ -148,9 +157,9 @@ class Agent:
             gevent.joinall([gevent.spawn(part, session) for session in sessions])
         for session in sessions:
             session.close()
-        if self._main is not None:
-            self._main.kill()
-        gevent.killall(list(self._visitors.values()))
+        if self._workers is not None:
+            self._workers.kill()
+            self._workers.join(FAREWELL)
         self._enter(State.CLOSED, "")
         self._ended.set()
 
@@ -293,7 +302,9 @@ class Agent:
         visitor = Visitor(stream, report)
         self._total += 1
         self._idle.clear()
-        self._visitors[stream] = gevent.spawn(self._serve_visitor, visitor)
+        self._visitors.add(stream)
+        self._workers = self._workers or Workers()
+        self._workers.spawn(self._serve_visitor, visitor)
 
     def _watches(self) -> bool:
         return self._events.wants_exchanges and self.config.kind is Kind.HTTP
@@ -303,7 +314,7 @@ class Agent:
         try:
             visitor.serve(self._dialer, self.local, self.config.kind)
         finally:
-            del self._visitors[stream]
+            self._visitors.discard(stream)
             self._finished_in += stream.received
             self._finished_out += stream.sent
             if not self._visitors:

@@ -9,6 +9,8 @@ Nothing is remembered between attempts: a server that has moved is found at its 
 
 from __future__ import annotations
 
+import errno
+import os
 import socket as native
 from collections import deque
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from gevent import socket, ssl
 from gevent.queue import Empty, Queue
 
 from ..errors import UnreachableError, UsageError
-from ..sockets import tune
+from ..sockets import BareSocket, tune
 from .address import bracketed
 from .config import ClientConfig
 from .proxies import Proxy
@@ -155,6 +157,32 @@ def connect(address: Address) -> socket.socket:
     sock = socket.socket(family, native.SOCK_STREAM)
     try:
         sock.connect(sockaddr)
+        tune(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def connect_bare(address: Address) -> BareSocket:
+    """As `connect`, but the socket has none of gevent's methods and is non-blocking: made quicker.
+
+    A connection on this machine stands when the first call returns, though that does not say so:
+    the second one does, and nothing needs to be waited for.
+    """
+    family, sockaddr = address
+    sock = BareSocket(family, native.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        error = sock.connect_ex(sockaddr)
+        if error == errno.EINPROGRESS:
+            error = sock.connect_ex(sockaddr)
+        if error == errno.EALREADY:
+            hub = gevent.get_hub()
+            hub.wait(hub.loop.io(sock.fileno(), 2))
+            error = sock.getsockopt(native.SOL_SOCKET, native.SO_ERROR)
+        if error and error != errno.EISCONN:
+            raise OSError(error, os.strerror(error))
         tune(sock)
     except BaseException:
         sock.close()

@@ -57,6 +57,8 @@ class Team:
         self._last = first
         #: Those that take visitors, the oldest one first.
         self._gauges: dict[Session, Gauge] = {}
+        #: Those and the ones that still carry some, whose connections and visitors count as well.
+        self._open: set[Session] = set()
         self._traffic = Event()
         self._joining: set[gevent.Greenlet[[OpenRequest], None]] = set()
         self._pauses = Pauses()
@@ -96,6 +98,8 @@ class Team:
         session.on_stream = self._admit
         session.on_goaway = self._told_to_leave
         session.on_close.append(self._lost)
+        session.on_close.append(self._open.discard)
+        self._open.add(session)
         self._on_session(session)
         if session.goaway_received:
             self._told_to_leave(session)
@@ -103,8 +107,8 @@ class Team:
     def _admit(self, stream: Stream) -> None:
         """A visitor: the limit of concurrent ones is for all sessions together."""
         self._traffic.set()
-        if len(self._gauges) > 1:
-            running = sum(session.stream_count for session in self._gauges)
+        if len(self._open) > 1:
+            running = sum(session.stream_count for session in self._open)
             if running > self._config.concurrency:
                 stream.reset(REFUSED_STREAM)
                 return
@@ -151,7 +155,7 @@ class Team:
             if gauge.limits(now, *moved, session.min_rtt, *sockets.held_up(session.end.sock)):
                 too_few = True
         if too_few and self._pauses.is_over(now):
-            for _ in range(self._config.sessions - len(self._gauges) - len(self._joining)):
+            for _ in range(self._config.sessions - len(self._open) - len(self._joining)):
                 self._joining.add(gevent.spawn(self._join, self._request(key)))
         for session in self.sessions[1:]:
             if self._gauges[session].is_idle(now, session.streams_opened, session.stream_count):

@@ -7,16 +7,20 @@ import json
 import re
 import socket as native
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import gevent
 from gevent import socket, ssl
 from gevent.lock import BoundedSemaphore
 
 from ..errors import LocalServiceError, UnreachableError
-from .dial import Address, connect, make_context, resolve, shake_hands
+from ..sockets import Socket
+from .dial import Address, connect, connect_bare, make_context, resolve, shake_hands
 from .target import Target
 from .text import clean, unclutter
+
+T = TypeVar("T")
 
 #: Seconds for connecting to the local service, TLS included.
 DIAL_TIMEOUT = 5.0
@@ -43,26 +47,27 @@ class LocalDialer:
         self._expires: float | None = None if self._addresses else 0.0
         self._resolving = BoundedSemaphore()
 
-    def dial(self) -> socket.socket:
-        """A new connection, which the caller closes; blocks for at most ``timeout`` seconds.
+    def dial(self) -> Socket:
+        """A new connection, for ``sockets.end_of``; blocks for at most ``timeout`` seconds.
 
         Raises LocalServiceError, whose text says what is wrong with the service.
         """
         late = LocalServiceError(f"{self.target} did not answer within {self.timeout:.0f} s")
         try:
             with gevent.Timeout(self.timeout, late):
-                sock = self._connect()
-                return sock if self._context is None else self._start_tls(sock, self._context)
+                if self._context is None:
+                    return self._connect(connect_bare)
+                return self._start_tls(self._connect(connect), self._context)
         except LocalServiceError as error:
             if error is late:
                 self._demote_first()
             raise
 
-    def _connect(self) -> socket.socket:
+    def _connect(self, connect_to: Callable[[Address], T]) -> T:
         failures: list[OSError] = []
         for address in list(self._current_addresses()):
             try:
-                sock = connect(address)
+                sock = connect_to(address)
             except OSError as error:
                 failures.append(error)
                 continue

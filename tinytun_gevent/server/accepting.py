@@ -5,9 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from typing import Any, Final
 
+from gevent import socket
 from gevent.server import StreamServer
+
+from tinytun_gevent.sockets import BareSocket
+from tinytun_gevent.workers import Workers
 
 log = logging.getLogger("tinytun_gevent.server")
 
@@ -19,14 +24,55 @@ PAUSE: Final = 0.5
 
 
 class Acceptor(StreamServer):
-    """A ``StreamServer`` that pauses with one line in the log, instead of a stack trace at each try."""
+    """A ``StreamServer`` whose connections are served by :class:`Workers`, ``limit`` at once.
 
-    _starved = False
+    While there are as many it accepts no more. When it runs out of descriptors it pauses, with
+    one line in the log instead of a stack trace at each try.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        handle: Callable[[Any, Any], None],
+        workers: Workers,
+        limit: int,
+        *,
+        raw: bool = False,
+    ) -> None:
+        """``handle`` blocks until the connection is over; its socket is closed then. With ``raw`` that
+        has none of gevent's methods and is non-blocking: what ``sockets.end_of`` wants, quicker made.
+        """
+        super().__init__(listener, handle=handle)
+        self._serve_one = handle
+        self._workers = workers
+        self._limit = limit
+        self._raw = raw
+        self._starved = False
+        #: Connections that are being served.
+        self.connections = 0
+
+    def full(self) -> bool:
+        """Whether there are as many connections as there may be."""
+        return self.connections >= self._limit
+
+    def do_handle(self, *args: Any) -> None:
+        self.connections += 1
+        self._workers.spawn(self._serve, *args)
+
+    def _serve(self, sock: Any, address: Any) -> None:
+        try:
+            self._serve_one(sock, address)
+        finally:
+            sock.close()
+            was_full = self.full()
+            self.connections -= 1
+            if was_full and self.started:
+                self.start_accepting()
 
     def do_read(self) -> Any:
         """A socket and its address, or None if there is none now. Raises ``OSError``."""
         try:
-            accepted = super().do_read()
+            accepted = self._accept_raw() if self._raw else super().do_read()
         except OSError as error:
             if error.errno not in SCARCE:
                 raise
@@ -35,6 +81,16 @@ class Acceptor(StreamServer):
         if accepted is not None:
             self._starved = False
         return accepted
+
+    def _accept_raw(self) -> Any:
+        listener: Any = self.socket
+        try:
+            descriptor, address = listener._accept()
+        except BlockingIOError:
+            return None
+        sock = BareSocket(listener.family, listener.type, listener.proto, descriptor)
+        sock.setblocking(False)
+        return sock, address
 
     def _pause(self, error: OSError) -> None:
         if not self._starved:

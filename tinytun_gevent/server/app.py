@@ -15,9 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import gevent
 from gevent import socket
-from gevent.pool import Pool
 
 from ..background import run_in_hub
 from ..errors import TunnelError
@@ -70,12 +68,12 @@ class Serving:
             edge.handle,
             tcp.handle,
         ]
-        # A full pool stops accepting; otherwise a server accepts many connections a wakeup.
-        self._pools = [Pool(config.max_connections) for _ in sockets]
+        raw = [False, False, True, True]
         self._servers: list[Acceptor] = []
-        for sock, handler, pool in zip(sockets, handlers, self._pools, strict=True):
+        for sock, handler, is_raw in zip(sockets, handlers, raw, strict=True):
             sock.setblocking(False)
-            self._servers.append(Acceptor(sock, handle=partial(_serve, handler), spawn=pool))
+            serve = partial(_serve, handler)
+            self._servers.append(Acceptor(sock, serve, core.workers, config.max_connections, raw=is_raw))
 
     def start(self) -> None:
         """Begins to accept connections; does not block."""
@@ -92,10 +90,9 @@ class Serving:
             server.close()
         self._metadata.close()
         ended = self.core.drain(deadline)
-        connections = [greenlet for pool in self._pools for greenlet in pool]
-        gevent.joinall(connections, timeout=LAST_WORDS)
-        gevent.killall(connections, block=False)
-        gevent.joinall(connections, timeout=LAST_WORDS)
+        self.core.workers.join(LAST_WORDS)
+        self.core.workers.kill()
+        self.core.workers.join(LAST_WORDS)
         return ended
 
 
@@ -109,15 +106,13 @@ def _metadata_host(app: MetadataApp) -> MetadataHost | PlainHost:
 
 
 def _serve(handler: Handler, sock: socket.socket, address: Any) -> None:
-    """Runs a handler, which owns and closes ``sock``; an error of ours ends that connection only."""
+    """Runs a handler; an error of ours ends that connection only."""
     try:
         handler(sock, plain(address))
     except TunnelError as error:
         log.warning("connection from %s: %s", plain(address)[0], error)
     except Exception:
         log.exception("connection from %s failed", plain(address)[0])
-    finally:
-        sock.close()
 
 
 class TunnelServer:

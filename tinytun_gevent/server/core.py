@@ -14,6 +14,7 @@ from ..errors import TryLaterError
 from ..registry import Registry, Tunnel
 from ..wire.handshake import OpenRequest
 from ..wire.http1 import HeadLimits
+from ..workers import Workers
 from .config import ServerConfig
 from .deadlines import Clock
 from .peers import Peers
@@ -71,6 +72,8 @@ class ServerCore:
         self._quiet = Event()
         #: What serves connections; drained together.
         self.fronts: list[Front] = []
+        #: Serve the connections of all listening sockets, those of TCP tunnels too.
+        self.workers = Workers()
         #: Looks at the deadlines of everybody's connections once a second.
         self.clock = Clock()
         #: Called with every exchange that is over; must not block.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from gevent import socket
 from gevent.event import Event
 
 from tinytun_gevent import sockets
@@ -28,7 +27,7 @@ from tinytun_gevent.server.forwarder import Forwarder
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.routing import find_route
 from tinytun_gevent.server.sending import failure_of
-from tinytun_gevent.sockets import end_of
+from tinytun_gevent.sockets import Socket, end_of
 from tinytun_gevent.stream import Stream
 from tinytun_gevent.wire import http1
 
@@ -53,7 +52,7 @@ class Edge:
     def visitors(self) -> int:
         return len(self._visitors)
 
-    def handle(self, sock: socket.socket, address: tuple[str, int]) -> None:
+    def handle(self, sock: Socket, address: tuple[str, int]) -> None:
         """Serves one visitor connection until it ends; closes the socket. Blocks."""
         visitor = Visitor(self._core, sock, address)
         self._visitors.add(visitor)
@@ -91,7 +90,7 @@ class Visitor:
         "sink",
     )
 
-    def __init__(self, core: ServerCore, sock: socket.socket, address: tuple[str, int]) -> None:
+    def __init__(self, core: ServerCore, sock: Socket, address: tuple[str, int]) -> None:
         sockets.tune(sock)
         self._core = core
         self._end = end_of(sock)
@@ -179,6 +178,11 @@ class Visitor:
         """The next request's head; None when the visitor has ended his side. Blocks."""
         buffer, searched = self._buffer, 0
         limit = self.request_limits.bytes
+        if not buffer and not self._ended:
+            data = self._end.recv(READ_SIZE)
+            if data.find(b"\r\n\r\n") == len(data) - 4 and 4 < len(data) <= limit and not self._finished:
+                return data  # one whole head and nothing else, as nearly always
+            self._take(data)
         while not self._ended:
             if buffer:
                 end = http1.head_end(buffer, 0, searched)
@@ -191,12 +195,15 @@ class Visitor:
                     return head
                 searched = len(buffer)
                 self._head_since = self._head_since or time.monotonic()
-            data = self._end.recv(READ_SIZE)
-            if not data:
-                self._ended = True
-            elif not self._finished:
-                buffer += data
+            self._take(self._end.recv(READ_SIZE))
         return None
+
+    def _take(self, data: bytes) -> None:
+        """Keeps what the visitor has sent, unless nothing more will be answered."""
+        if not data:
+            self._ended = True
+        elif not self._finished:
+            self._buffer += data
 
     def _serve(self, head: bytes) -> None:
         """Sends one request to where it belongs; returns when all of it has been sent."""

@@ -27,6 +27,13 @@ JOIN: Final = 64 * 1024
 """Longest body part, in bytes, that is copied behind its head to leave in one system call."""
 
 
+def _body_of(length: int) -> Body:
+    """What follows a response's body whose head says ``length``."""
+    if length >= 0:
+        return LengthBody(length)
+    return ChunkedBody(True) if length == http1.CHUNKED else UntilCloseBody()
+
+
 class Exchange:
     """The response side of one request; ``visitor`` has the request side.
 
@@ -199,13 +206,12 @@ class Exchange:
         if self.stream is not None and (response.connection_auth or self.request.connection_auth):
             self.visitor.forwarder.pin(self.stream)
         head = http1.build_response_head(response, close=self.close, minor_visitor=self.request.minor)
-        if response.length >= 0:
-            self._body = LengthBody(response.length)
-        elif response.length == http1.CHUNKED:
-            self._body = ChunkedBody(True)
+        if 0 <= response.length <= len(rest):
+            used, whole = response.length, True
         else:
-            self._body = UntilCloseBody()
-        used = self._body.feed(rest) if rest else 0
+            body = self._body = _body_of(response.length)
+            used = body.feed(rest) if rest else 0
+            whole = body.done
         self.started = True
         self.response_bytes += used
         sink = self.visitor.sink
@@ -214,7 +220,10 @@ class Exchange:
         else:
             sink.write(head, credit)
             sink.write(rest[:used], used)
-        self._after_body(len(rest) - used)
+        if whole:
+            self._finish_body()
+            if used < len(rest):
+                self._excess(len(rest) - used)
 
     def _switch(self, response: http1.ResponseHead, rest: memoryview, credit: int) -> None:
         """The service agreed to an upgrade: the connection is opaque from here on."""
@@ -236,13 +245,10 @@ class Exchange:
         used = body.feed(view)
         self.response_bytes += used
         self.visitor.sink.write(view[:used] if used < len(view) else view, used)
-        self._after_body(len(view) - used)
-
-    def _after_body(self, excess: int) -> None:
-        if self._body is not None and self._body.done:
+        if body.done:
             self._finish_body()
-            if excess:
-                self._excess(excess)
+            if used < len(view):
+                self._excess(len(view) - used)
 
     def _excess(self, count: int) -> None:
         """Bytes behind the answer are no second one: the stream is of no further use."""

@@ -187,6 +187,7 @@ class Listener:
         """``session`` is over, or None came up: the tunnel goes with its last one."""
         pool = self._core.pool_of(tunnel)
         if session is not None:
+            session.close()
             pool.remove(session)
             tunnel.part(session)
         if tunnel.sessions:

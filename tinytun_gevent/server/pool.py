@@ -33,6 +33,8 @@ LAST_GOODBYE: Final = 5.0
 class _Resting:
     """The receiver of a pooled stream. Whatever arrives, the stream is no longer of use."""
 
+    __slots__ = ("_pool", "_stream", "since")
+
     def __init__(self, pool: StreamPool, stream: Stream) -> None:
         self._pool = pool
         self._stream = stream
@@ -51,6 +53,8 @@ class _Resting:
 
 class _Leaving(_Resting):
     """The receiver of a stream that was ended for age: it waits for the other half."""
+
+    __slots__ = ()
 
     def data(self, view: memoryview) -> None:
         self._stream.consumed(len(view))

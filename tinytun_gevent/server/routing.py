@@ -43,7 +43,7 @@ def find_route(core: ServerCore, request: RequestHead, caller: str) -> Tunnel | 
 
 def mark_hop(request: RequestHead) -> None:
     """Says to the peer that gets ``request`` that it has been forwarded once."""
-    request.fields.append((HOP_FIELD, b"1"))
+    request.fields = [*request.fields, (HOP_FIELD, b"1")]
 
 
 def _is_marked(request: RequestHead) -> bool:

@@ -12,7 +12,6 @@ import time
 from typing import TYPE_CHECKING
 
 from gevent import socket
-from gevent.pool import Pool
 
 from tinytun_gevent import sockets
 from tinytun_gevent.errors import (
@@ -27,7 +26,7 @@ from tinytun_gevent.server import proxied
 from tinytun_gevent.server.accepting import Acceptor
 from tinytun_gevent.server.addresses import bracketed, listen, plain
 from tinytun_gevent.server.upstream import PeerConnection
-from tinytun_gevent.sockets import End, end_of
+from tinytun_gevent.sockets import End, Socket, end_of
 from tinytun_gevent.stream import Stream, Upstream
 from tinytun_gevent.wire import proxyproto
 
@@ -61,11 +60,10 @@ class TcpPorts:
         sock = socket.socket(native.family, native.type, native.proto, native.detach())
         sock.setblocking(False)
 
-        def serve(visitor: socket.socket, address: Address) -> None:
+        def serve(visitor: Socket, address: Address) -> None:
             self._visitors.serve(tunnel, end_of(visitor), plain(address))
 
-        # A full pool stops accepting.
-        server = Acceptor(sock, serve, spawn=Pool(config.max_connections))
+        server = Acceptor(sock, serve, self._core.workers, config.max_connections, raw=True)
         server.start()
         self._servers[tunnel.id] = server
 
@@ -92,7 +90,7 @@ class TcpFront:
     def drain(self) -> None:
         """There is nothing idle here."""
 
-    def handle(self, sock: socket.socket, address: Address) -> None:
+    def handle(self, sock: Socket, address: Address) -> None:
         """Serves one connection until it ends; closes the socket. Blocks."""
         end = end_of(sock)
         caller = plain(address)[0]

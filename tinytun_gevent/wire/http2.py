@@ -99,22 +99,31 @@ def goaway(last_stream_id: int, code: int = 0, reason: bytes = b"") -> bytes:
     return GoAwayFrame(0, last_stream_id, code, reason[:256]).serialize()
 
 
+def data_head(length: int, stream_id: int) -> bytes:
+    """The header of a DATA frame of ``length`` bytes."""
+    return _HEAD.pack(length >> 16, length & 0xFFFF, DATA, 0, stream_id)
+
+
 def rst_stream(stream_id: int, code: int) -> bytes:
     """A RST_STREAM frame (RFC 9113 §6.4)."""
     return _UPDATE.pack(0, 4, RST_STREAM, 0, stream_id, code)
 
 
-def request(stream_id: int, visitor: str | None = None) -> bytes:
-    """The HEADERS frame that opens a stream, for ``visitor`` (``ip:port``) if there is just one."""
-    block = _REQUEST_BLOCK
+def request(stream_id: int, visitor: str | None = None, update: bytes = b"") -> bytes:
+    """The HEADERS frame that opens a stream, for ``visitor`` (``ip:port``) if there is just one.
+
+    Its block begins with ``update``, what :meth:`Connection.table_update` says.
+    """
+    block = update + _REQUEST_BLOCK
     if visitor is not None:
         block += b"%b%c%b" % (_VISITOR_NAME, len(visitor), visitor.encode("ascii"))
     return _HEAD.pack(0, len(block), HEADERS, END_HEADERS, stream_id) + block
 
 
-def response(stream_id: int) -> bytes:
-    """The HEADERS frame that accepts a stream."""
-    return _HEAD.pack(0, len(_RESPONSE_BLOCK), HEADERS, END_HEADERS, stream_id) + _RESPONSE_BLOCK
+def response(stream_id: int, update: bytes = b"") -> bytes:
+    """The HEADERS frame that accepts a stream; ``update`` as for :func:`request`."""
+    block = update + _RESPONSE_BLOCK
+    return _HEAD.pack(0, len(block), HEADERS, END_HEADERS, stream_id) + block
 
 
 def read_request(block: bytes) -> list[Field] | None:
@@ -206,6 +215,13 @@ class Connection(H2Connection):
         self.highest_outbound_stream_id = stream_id
         return stream_id
 
+    def table_update(self) -> bytes:
+        """What the next header block must begin with because the peer has resized HPACK's table, once.
+
+        A peer that made it smaller takes anything else for an error (RFC 7541 §4.2).
+        """
+        return self.encoder.encode(()) if self.encoder.header_table.resized else b""
+
     def begin_inbound(self, stream_id: int) -> bool:
         """Notes a stream that the peer opens and h2 need not know of; False if h2 has an error for it."""
         if stream_id <= self.highest_inbound_stream_id or not stream_id & 1 or self.config.client_side:
@@ -271,9 +287,17 @@ class Connection(H2Connection):
         self._prepare_for_sending([frame])
 
     def _receive_settings_frame(self, frame: SettingsFrame) -> tuple[list[Any], list[Event]]:
-        """Settings that nobody knows are to be ignored (§6.5.2); h2 would keep them all for ever."""
+        """Settings that nobody knows are to be ignored (§6.5.2); h2 would keep them all for ever.
+
+        So would hpack the table's sizes until the next block, of which only the smallest and the last
+        one are to be told; and a size that is said twice would be told never.
+        """
         frame.settings = {code: value for code, value in frame.settings.items() if code in _KNOWN_SETTINGS}
-        return super()._receive_settings_frame(frame)
+        answer = super()._receive_settings_frame(frame)
+        if sizes := self.encoder.table_size_changes:
+            self.encoder.table_size_changes = sorted({min(sizes), sizes[-1]})
+            self.encoder.header_table.resized = True
+        return answer
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Any], list[Event]]:
         event = ConnectionTerminated()

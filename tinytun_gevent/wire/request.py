@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from httptools import HttpRequestParser
 
@@ -25,12 +26,15 @@ from tinytun_gevent.wire.forwarded import Forwarding
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 """Methods that may be sent once more (RFC 9110 section 9.2.2)."""
 
-# Shown to llhttp as they are. It refuses those that it does not know, though any token is a method
-# (RFC 9110 section 9.1), and has odd rules for some that it knows: instead of others it is shown POST.
-_METHODS: Final = IDEMPOTENT | {b"POST", b"PATCH"}
 _VERSIONS: Final = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
 _VERSION: Final = re.compile(rb"HTTP/[1-9]\.[0-9]")
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TARGET: Final = re.compile(rb"[\x21\x22\x24-\x7e]+")  # RFC 9112 section 3.2 has no fragments
+_LINES: Final = (b"POST / HTTP/1.0\r\n", b"POST / HTTP/1.1\r\n")
+
+_REMEMBERED: Final = 2048
+"""Bytes of field lines that are remembered with what was read in them: a browser sends the same lines
+with one request after another, and those of a page's parts differ in few ways."""
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?]+)(.*)", re.IGNORECASE)
 
 _REQUEST_KINDS: Final = {
@@ -57,7 +61,8 @@ class RequestHead:
     host_field: bytes
     """As the visitor wrote it: the Host field, or the authority of an absolute form."""
     fields: Fields
-    """To be forwarded, in order; Content-Length or Transfer-Encoding last, in canonical form."""
+    """To be forwarded, in order; Content-Length or Transfer-Encoding last, in canonical form. Other
+    requests may have the same list: replace it, do not change it."""
     forwarding: Fields
     """X-Forwarded-* and the like as received: for ``client_from_forwarding`` and nothing else."""
     keep_alive: bool
@@ -84,23 +89,50 @@ def parse_request_head(head: bytes, limits: HeadLimits = REQUEST) -> RequestHead
         raise rules.too_large(head, limits.bytes)
     if head[:1] == b"\r":
         head = head[rules.past_blank_lines(head, 0) :]
-    method, target, minor = _request_line(head[: head.find(b"\r\n")])
-    probe = head if method in _METHODS else b"POST" + head[len(method) :]
-    raw = rules.read_fields(HttpRequestParser, probe, limits.fields, 400)
+    line_end = head.find(b"\r\n")
+    method, target, minor = _request_line(head[:line_end])
+    authority = b""
+    if target[0] != 0x2F:  # not "/": absolute form or "*"
+        target, authority = _absolute_form(method, target)
+    lines = head[line_end + 2 :]
+    read = _remembered_fields if len(lines) <= _REMEMBERED else _read_fields
+    return RequestHead(method, target, *read(lines, minor, authority, limits.fields))
+
+
+class _RequestFields(NamedTuple):
+    """What follows from the field lines of a request: see :class:`RequestHead`, whose order it has."""
+
+    minor: int
+    host: str
+    host_field: bytes
+    fields: Fields
+    forwarding: Fields
+    keep_alive: bool
+    upgrade: bytes
+    length: int
+    expect_continue: bool
+    connection_auth: bool
+    accept: bytes
+
+
+def _read_fields(lines: bytes, minor: int, authority: bytes, most: int) -> _RequestFields:
+    """Read the field lines, which end with the empty line; ``authority`` is an absolute form's.
+
+    The parser is shown them behind a request line of ours: what it thinks of the visitor's depends on
+    methods that it happens to know, and ``_request_line`` is stricter about the rest.
+    """
+    raw = rules.read_fields(HttpRequestParser, _LINES[minor] + lines, most, 400)
     fields, noted, forwarding = rules.sort_fields(raw, _REQUEST_KINDS)
-    if 0x5F in head:  # "_"
+    if 0x5F in lines:  # "_"
         fields = _without_disguised(fields)
 
     host_field = noted.get(b"host")
-    if target[0] != 0x2F:  # not "/": absolute form or "*"
-        target, authority = _absolute_form(method, target)
+    if authority or host_field is None:
         if host_field is not None:
             normalize_host(host_field)  # replaced (RFC 9112 section 3.2.2), but it must make sense
-        elif minor:
+        elif minor or not authority:
             raise MessageError("the request has no Host field")
-        host_field = authority or host_field
-    if host_field is None:
-        raise MessageError("the request has no Host field")
+        host_field = authority
     host = normalize_host(host_field)
 
     options = rules.NO_OPTIONS
@@ -111,9 +143,7 @@ def parse_request_head(head: bytes, limits: HeadLimits = REQUEST) -> RequestHead
     expects = b"expect" in noted and b"expect" not in options.named
     if expects:
         fields = _check_expectation(noted[b"expect"], minor, fields)
-    return RequestHead(
-        method,
-        target,
+    return _RequestFields(
         minor,
         host,
         host_field,
@@ -128,8 +158,11 @@ def parse_request_head(head: bytes, limits: HeadLimits = REQUEST) -> RequestHead
     )
 
 
+_remembered_fields = lru_cache(maxsize=512)(_read_fields)
+
+
 def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
-    """Split a request line at its two spaces, exactly; llhttp takes several, or no version."""
+    """Split a request line at its two spaces, exactly (RFC 9112 section 3)."""
     parts = line.split(b" ")
     if len(parts) != 3:
         raise MessageError("the request line is not 'method target version'")
@@ -139,12 +172,12 @@ def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
         if _VERSION.fullmatch(version):
             raise MessageError("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
         raise MessageError("the request line has no valid HTTP version")
-    if method not in _METHODS:
+    if method not in IDEMPOTENT:
         if not _TOKEN.fullmatch(method):
             raise MessageError("the method is not a token")
         if method == b"CONNECT":  # tunnels are opened elsewhere (RFC 9110 section 9.3.6)
             raise MessageError("CONNECT is not implemented here", 501)
-    if not target or b"#" in target:  # RFC 9112 section 3.2 has no fragments
+    if not _TARGET.fullmatch(target):
         raise MessageError("the request target is malformed")
     return method, target, minor
 
