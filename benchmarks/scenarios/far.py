@@ -8,7 +8,7 @@ import time
 
 from ..loads.curl import Curl
 from ..loads.outcome import Outcome
-from ..loads.streams import read_streams
+from ..loads.streams import Downloads, read_streams
 from ..loads.visitors import Visitors, kept_requests, knock
 from ..loads.wrk import run_wrk
 from .base import ANCHORS, LongPath, Scenario, Stage
@@ -36,33 +36,35 @@ def percentile(figures: list[float], percent: float) -> float:
 
 
 class FarBulk(Scenario):
-    """One or eight visitors download as fast as it goes."""
+    """One or eight visitors download as fast as it goes: in the first second, and after it."""
 
     needs_long_file = True
     absent = ANCHORS | SMALL_WINDOW
     seconds = 3
 
-    def __init__(self, path: str, visitors: int, ignored: float = 0.0) -> None:
-        """``path``: a key of `PATHS`; ``ignored``: seconds that are not counted, at the beginning."""
+    #: Seconds for windows to grow in; told apart, as the path plays no slow start to those without windows.
+    FIRST = 1.0
+
+    def __init__(self, path: str, visitors: int) -> None:
+        """``path``: a key of `PATHS`."""
         self.path = PATHS[path]
         self.count = visitors
-        self.ignored = ignored
         self.name = f"far-{path}-{visitors}"
         self.groups = ("far", f"far-{path}")
         # One that may use several connections needs a moment to find out that it should.
         self.warm_seconds = 1.0 if visitors == 1 else 3.0
-        self.overhead = self.warm_seconds + ignored + 0.5
+        self.overhead = self.warm_seconds + self.FIRST + 0.3
 
     def warm_up(self, stage: Stage) -> None:
         read_streams(stage.nginx, stage.services.long.name, self.count, 0, self.warm_seconds, Outcome())
 
     def run(self, stage: Stage) -> Outcome:
         outcome = Outcome()
-        flow = read_streams(
-            stage.nginx, stage.services.long.name, self.count, self.ignored, stage.seconds, outcome
-        )
+        with Downloads(stage.nginx, stage.services.long.name, self.count, outcome) as visitors:
+            first, flow = visitors.read(self.FIRST), visitors.read(stage.seconds)
         if flow.bytes:
             outcome.values[self.name] = flow.rate / MB
+            outcome.values[f"{self.name}-first"] = first.rate / MB
         return outcome
 
 
