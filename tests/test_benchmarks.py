@@ -243,7 +243,7 @@ def test_results_keep_what_was_written_by_hand(tmp_path: Path) -> None:
 
 def test_the_report_has_targets_figures_and_ratios() -> None:
     text = markdown(report())
-    assert f"| bulk download, one visitor | ≥ 1.50{TIMES} the best peer | 2.50 (2.00{DASH}3.00) | 1.00" in text
+    assert f"| ≥ 1.50{TIMES} the best peer | 2.50 (2.00{DASH}3.00) | 1.00" in text
     assert "| Bulk, times the best peer |" in text
 
 
