@@ -81,7 +81,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("download-20", "Bulk", "20 downloads at once", "GB/s", "download-20"),
     Measure(_STALLED, "Bulk", "20 downloads beside a stalled one", "GB/s", _STALLED),
     Measure("stalled-ratio", "Bulk", "… of what they get without it", "times", _STALLED),
-    Measure("stalled-memory", "Memory", "one that never read", "MiB", _STALLED, LESS),
+    Measure("stalled-memory", "Memory", "one that never read, of 8", "MiB", _STALLED, LESS),
     Measure("stalled-late-memory", "Memory", "one that stopped reading after 1 s", "MiB", _STALLED, LESS),
     *_requests(1),
     Measure("added", "Requests", "… added by the tunnel, 1 kept connection", "ms", "keepalive-1", LESS),
