@@ -34,6 +34,12 @@ def describe() -> dict[str, str]:
         ("curl", ["--version"], r"curl (\S+)"),
         ("wrk", ["-v"], r"wrk (\S+)"),
         ("ssh", ["-V"], r"OpenSSH_([^\s,]+)"),
+        ("haproxy", ["-v"], r"version (\S+)"),
+        ("bore", ["--version"], r"bore(?:-cli)? (\S+)"),
+        ("rathole", ["--version"], r"(\d+\.\d+\.\d+)"),
+        ("frps", ["--version"], r"(\S+)"),
+        ("chisel", ["--version"], r"(\S+)"),
+        ("cc", ["--version"], r"(\d+\.\d+\.\d+)"),
     ):
         facts[program] = _program_version(program, arguments, pattern)
     return facts

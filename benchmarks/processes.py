@@ -22,7 +22,7 @@ from typing import NamedTuple, Self
 
 TICKS = os.sysconf("SC_CLK_TCK")
 _LIBC = ctypes.CDLL(None)
-POLL = 0.02  # seconds between two looks at something that has no event to wait on
+POLL = 0.005  # seconds between two looks at something that has no event to wait on
 
 
 class BenchmarkError(Exception):
@@ -100,6 +100,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def accepts(port: int) -> bool:
+    """Whether something accepts connections on loopback at ``port``."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def clean_environment() -> dict[str, str]:
     """What the programs see of ours: no proxy and no setting of either tunnel program is inherited."""
     kept = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR", "VIRTUAL_ENV")
@@ -159,9 +165,8 @@ class Process:
         deadline = time.monotonic() + timeout
         while True:
             over = self.ended()
-            with socket.socket() as probe:
-                if not over and probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return
+            if not over and accepts(port):
+                return
             self._check_patience(over, deadline, f"did not listen on port {port}")
             time.sleep(POLL)
 
@@ -201,13 +206,21 @@ class Workspace:
         self._running.append(process)
         return process
 
-    def stop(self, processes: Sequence[Process]) -> None:
-        """Ends these programs and their descendants: SIGTERM to all at once, SIGKILL to what stays."""
+    def running(self) -> list[Process]:
+        """All that was started and not stopped, in that order."""
+        return list(self._running)
+
+    def stop(self, processes: Sequence[Process], patience: float | None = None) -> None:
+        """Ends these programs and their descendants: SIGTERM to all at once, SIGKILL to what stays.
+
+        ``patience``, in seconds, is for this time only.
+        """
+        patience = self.patience if patience is None else patience
         relatives = family(process.pid for process in processes if not process.ended())
         for process in processes:
             if not process.ended():
                 os.kill(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + patience
         for process in processes:
             process.wait(max(0.0, deadline - time.monotonic()))
         while _alive(relatives) and time.monotonic() < deadline:
@@ -218,8 +231,9 @@ class Workspace:
                 _kill(identity)
             time.sleep(POLL)
         for process in processes:
-            process.wait(self.patience)
-            self._running.remove(process)
+            process.wait(5.0)
+            if process in self._running:
+                self._running.remove(process)
 
     def __enter__(self) -> Self:
         return self

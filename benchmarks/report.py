@@ -7,49 +7,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from .measures import LESS, MEASURES, MORE, Measure
+
 T = TypeVar("T")
 
-MORE = "more"
-LESS = "less"
-
 DASH = "\N{EN DASH}"
+NOTHING = "\N{EM DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
-
-@dataclass(frozen=True)
-class Measure:
-    """One row of the table."""
-
-    key: str
-    title: str
-    unit: str
-    load: str  # the load that brings it
-    better: str  # MORE or LESS of it
-    floor: float | None = None  # what our http tunnel is to reach, as a ratio to the reference
-
-
-MEASURES: tuple[Measure, ...] = (
-    Measure("download", "bulk download", "GB/s", "download", MORE, floor=1.7),
-    Measure("upload", "bulk upload", "GB/s", "upload", MORE, floor=1.7),
-    Measure("keepalive", "requests on 32 kept connections", "a second", "keepalive", MORE, floor=1.0),
-    Measure("connections", "new connections, 32 at a time", "a second", "connections", MORE, floor=1.5),
-    Measure("p50", "request latency, median", "ms", "keepalive", LESS),
-    Measure("p99", "request latency, 99 %", "ms", "keepalive", LESS),
-    Measure("memory", "memory of an idle visitor", "KiB", "memory", LESS),
-    Measure("download-cpu", "CPU for a GB down", "s", "download", LESS),
-    Measure("upload-cpu", "CPU for a GB up", "s", "upload", LESS),
-    Measure("keepalive-cpu", "CPU for 10,000 requests", "s", "keepalive", LESS),
-    Measure("connections-cpu", "CPU for 10,000 new connections", "s", "connections", LESS),
-)
+#: A contender that failed more often than this under a scenario is the best at nothing there.
+TOLERATED = 0.01
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one contender did under one load in one round."""
+    """What one contender did under one scenario in one round."""
 
     round: int
     contender: str
-    load: str
+    scenario: str
     values: Mapping[str, float] = field(default_factory=dict)
     attempts: int = 0
     failures: int = 0
@@ -79,11 +55,26 @@ def rotated(items: Sequence[T], round_number: int) -> list[T]:
     return [*items[start:], *items[:start]]
 
 
+def with_added_latency(cells: Sequence[Cell], direct: str) -> list[Cell]:
+    """The cells, with the latency that each contender adds to that of ``direct`` in the same round."""
+    key = "keepalive-1-p50"
+    base = {cell.round: cell.values[key] for cell in cells if cell.contender == direct and key in cell.values}
+    found = []
+    for cell in cells:
+        if key in cell.values and cell.contender != direct and cell.round in base:
+            added = {"added": cell.values[key] - base[cell.round]}
+            cell = Cell(**{**vars(cell), "values": {**cell.values, **added}})
+        found.append(cell)
+    return found
+
+
 class Results:
     """All cells of a run."""
 
-    def __init__(self, cells: Iterable[Cell]) -> None:
+    def __init__(self, cells: Iterable[Cell], peers: Sequence[str]) -> None:
+        """``peers``: the names of those that ours are compared with."""
         self.cells = list(cells)
+        self.peers = peers
 
     def by_round(self, contender: str, key: str) -> dict[int, float]:
         """One contender's values of one measure, by round."""
@@ -95,6 +86,18 @@ class Results:
 
     def summary(self, contender: str, key: str) -> Summary | None:
         return summarize(list(self.by_round(contender, key).values()))
+
+    def best_peer(self, measure: Measure) -> str | None:
+        """The peer with the best median, of those that did not fail too often; None if there is none."""
+        medians = {
+            peer: summary.median
+            for peer in self.peers
+            if (summary := self.summary(peer, measure.key)) and not self.unreliable(peer, measure.scenario)
+        }
+        if not medians:
+            return None
+        choose = max if measure.better == MORE else min
+        return choose(medians, key=lambda peer: medians[peer])
 
     def ratio(self, contender: str, reference: str, key: str) -> Summary | None:
         """How many times the reference: the ratio of the medians.
@@ -110,19 +113,31 @@ class Results:
         singles = [mine[number] / other[number] for number in mine if other.get(number, 0) > 0]
         return Summary(middle, min(singles, default=middle), max(singles, default=middle), len(singles))
 
-    def failures(self, contender: str, load: str | None = None) -> tuple[int, int]:
-        """How many of how many attempts failed, under one load or all."""
-        cells = [cell for cell in self.cells if cell.contender == contender and load in (None, cell.load)]
+    def failures(self, contender: str, scenario: str | None = None) -> tuple[int, int]:
+        """How many of how many attempts failed, under one scenario or all."""
+        cells = [
+            cell for cell in self.cells if cell.contender == contender and scenario in (None, cell.scenario)
+        ]
         return sum(cell.failures for cell in cells), sum(cell.attempts for cell in cells)
+
+    def unreliable(self, contender: str, scenario: str) -> bool:
+        """Whether it failed more often than is tolerated."""
+        failed, attempts = self.failures(contender, scenario)
+        return failed > TOLERATED * attempts
 
     def reasons(self) -> list[str]:
         """Every failure in words, with where it happened."""
         return [
-            f"round {cell.round + 1}, {cell.load}, {cell.contender}: "
-            f"{cell.failures} of {cell.attempts} failed ({'; '.join(cell.reasons)})"
+            f"round {cell.round + 1}, {cell.scenario}, {cell.contender}: "
+            f"{cell.failures:,} of {cell.attempts:,} failed ({'; '.join(cell.reasons)})"
             for cell in self.cells
             if cell.failures
         ]
+
+    def measured(self, section: str | None = None) -> list[Measure]:
+        """The measures that any cell has, in the order of the tables."""
+        keys = {key for cell in self.cells for key in cell.values}
+        return [m for m in MEASURES if m.key in keys and section in (None, m.section)]
 
 
 def figure(value: float) -> str:
@@ -140,7 +155,7 @@ def figure(value: float) -> str:
 def spread(summary: Summary | None, suffix: str = "") -> str:
     """A median and its extremes as a table shows them."""
     if summary is None:
-        return "—"
+        return NOTHING
     text = figure(summary.median) + suffix
     if summary.count > 1:
         text += f" ({figure(summary.low)}{DASH}{figure(summary.high)})"
@@ -153,45 +168,32 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def measured(results: Results) -> list[Measure]:
-    """The measures that any cell has, in the order of the table."""
-    keys = {key for cell in results.cells for key in cell.values}
-    return [measure for measure in MEASURES if measure.key in keys]
-
-
-def figures_table(results: Results, contenders: Sequence[str]) -> str:
-    """Medians and spreads; a figure with failures beside it carries a star. The last row counts them."""
+def figures_table(results: Results, contenders: Sequence[str], section: str) -> str:
+    """Medians and spreads; a figure with failures beside it carries a star."""
     rows = []
-    for measure in measured(results):
+    for measure in results.measured(section):
         row = [f"{measure.title}, {measure.unit}"]
         for contender in contenders:
-            failed = results.failures(contender, measure.load)[0]
+            failed = results.failures(contender, measure.scenario)[0]
             row.append(spread(results.summary(contender, measure.key)) + (" *" if failed else ""))
         rows.append(row)
+    return table([section, *contenders], rows)
+
+
+def failures_table(results: Results, contenders: Sequence[str]) -> str:
+    """How many of how many attempts failed."""
     counts = [results.failures(contender) for contender in contenders]
-    rows.append(["failed, of all attempts", *[f"{failed:,} of {of:,}" for failed, of in counts]])
-    return table(["", *contenders], rows)
+    return table(["", *contenders], [["failed, of all attempts", *[f"{f:,} of {of:,}" for f, of in counts]]])
 
 
-def ratios_table(results: Results, contenders: Sequence[str], reference: str, ours: str) -> str:
-    """How many times the reference; the floors are those of the contender ``ours``."""
-    others = [contender for contender in contenders if contender != reference]
+def ratios_table(results: Results, contenders: Sequence[str], section: str) -> str | None:
+    """How many times the best peer of each row; None where there is no peer to compare with."""
     rows = []
-    for measure in measured(results):
-        ratios = [results.ratio(contender, reference, measure.key) for contender in others]
-        if not any(ratios):
+    for measure in results.measured(section):
+        best = results.best_peer(measure)
+        if best is None:
             continue
-        row = [measure.title if measure.better == MORE else f"{measure.title} (less is better)"]
-        row += [spread(ratio, TIMES) for ratio in ratios]
-        row.append(verdict(measure, results.ratio(ours, reference, measure.key)))
-        rows.append(row)
-    return table([f"times {reference}", *others, f"floor for {ours}"], rows)
-
-
-def verdict(measure: Measure, ratio: Summary | None) -> str:
-    """The floor of a measure and whether it was reached."""
-    if measure.floor is None:
-        return ""
-    if ratio is None:
-        return f"{measure.floor}{TIMES}"
-    return f"{measure.floor}{TIMES}: {'kept' if ratio.median >= measure.floor else 'MISSED'}"
+        row = [measure.title + (" (less is better)" if measure.better == LESS else "")]
+        row += [spread(results.ratio(contender, best, measure.key), TIMES) for contender in contenders]
+        rows.append([*row, best])
+    return table([f"{section}, times the best peer", *contenders, "best peer"], rows) if rows else None

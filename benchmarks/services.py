@@ -1,4 +1,4 @@
-"""What stands behind every contender: one nginx and one sink for uploads, the same for all."""
+"""What stands behind every contender, the same for all: nginx, a sink for uploads, an echo for messages."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .processes import BenchmarkError, Process, Workspace, find, free_port
+from .tools import Tools, start_echo
 
 NGINX = "nginx"
 SINK = "sink"
+ECHO = "echo"
 
 SMALL = 1024  # bytes of an answer to a small request
 BULK = 1 << 30  # bytes of a bulk transfer
 WARM = 64 << 20  # bytes of the transfer that warms up a bulk cell
+LONG = 4 << 30  # bytes of a transfer that is not to end while something else is measured
+CHUNK = 100  # bytes of a chunk of the echo service's ``/chunks``
 
 _CONFIG = """\
 daemon off;
@@ -37,6 +41,7 @@ http {{
     server {{
         listen 127.0.0.1:{port} backlog=2048;
         root {folder}/www;
+        add_header X-Number $arg_number;
     }}
 }}
 """
@@ -44,25 +49,32 @@ http {{
 
 @dataclass(frozen=True)
 class Services:
-    """The local services: their ports by name (`NGINX`, `SINK`), and why any is missing."""
+    """The local services: their ports by name (`NGINX`, `SINK`, `ECHO`), and why any is missing."""
 
     ports: dict[str, int]
     missing: dict[str, str]
-    #: A sparse file of `BULK` bytes and one of `WARM` bytes; downloads and uploads use them.
+    #: Sparse files of `BULK`, `WARM` and `LONG` bytes; downloads and uploads use them.
     bulk: Path
     warm: Path
+    long: Path
 
 
-def start_services(workspace: Workspace, files: int) -> Services:
-    """Starts them; ``files`` is how many descriptors a process may have. They end with the workspace."""
+def start_services(
+    workspace: Workspace, files: int, tools: Tools | None = None, *, long_file: bool = False
+) -> Services:
+    """Starts them; ``files`` is how many descriptors a process may have. They end with the workspace.
+
+    ``long_file``: whether the longest file will be fetched, and should be in the page cache by then.
+    """
     folder = workspace.folder / "www"
     folder.mkdir()
     (folder / "small").write_bytes(b"x" * (SMALL - 1) + b"\n")
-    bulk, warm = folder / "bulk", folder / "warm"
-    for path, size in ((bulk, BULK), (warm, WARM)):
+    bulk, warm, long = folder / "bulk", folder / "warm", folder / "long"
+    for path, size in ((bulk, BULK), (warm, WARM), (long, LONG)):
         with path.open("wb") as file:
             file.truncate(size)
-        _read_once(path)
+        if path != long or long_file:
+            _read_once(path)
     ports: dict[str, int] = {}
     missing: dict[str, str] = {}
     sink = workspace.start("sink", [sys.executable, str(Path(__file__).with_name("sink.py"))])
@@ -72,7 +84,11 @@ def start_services(workspace: Workspace, files: int) -> Services:
         missing[NGINX] = "nginx is not installed"
     else:
         ports[NGINX] = _start_nginx(workspace, program, files)
-    return Services(ports, missing, bulk, warm)
+    if tools is None:
+        missing[ECHO] = "its C programs could not be built"
+    else:
+        ports[ECHO] = start_echo(workspace, tools)[1]
+    return Services(ports, missing, bulk, warm, long)
 
 
 def _read_once(path: Path) -> None:

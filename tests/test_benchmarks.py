@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.loads import LOADS, parse_wrk  # noqa: E402
-from benchmarks.processes import BenchmarkError, Workspace, cpu_seconds, memory_bytes  # noqa: E402
+from benchmarks.loads.tunnels import ACK, GOAWAY, PING, SETTINGS, answers, frame  # noqa: E402
+from benchmarks.loads.visitors import complete  # noqa: E402
+from benchmarks.loads.wrk import parse_wrk  # noqa: E402
+from benchmarks.measures import MEASURES  # noqa: E402
+from benchmarks.options import arguments, plan  # noqa: E402
+from benchmarks.peers import DIRECT, HAPROXY, OURS  # noqa: E402
+from benchmarks.processes import (  # noqa: E402
+    BenchmarkError,
+)
 from benchmarks.report import (  # noqa: E402
-    MEASURES,
+    DASH,
+    TIMES,
     Cell,
     Results,
     Summary,
@@ -24,9 +33,12 @@ from benchmarks.report import (  # noqa: E402
     rotated,
     spread,
     summarize,
+    with_added_latency,
 )
-
-linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+from benchmarks.results import MARKER, Report, markdown, write_json, write_results  # noqa: E402
+from benchmarks.scenarios.far import percentile  # noqa: E402
+from benchmarks.services import SMALL  # noqa: E402
+from benchmarks.targets import KEPT, NOT_MEASURED  # noqa: E402
 
 WRK = """\
 Running 2s test @ http://127.0.0.1:8080/small
@@ -41,11 +53,23 @@ Running 2s test @ http://127.0.0.1:8080/small
      99%    1.20s
   20550 requests in 2.10s, 1.02MB read
 """
+PEERS = ("bore", "rathole")
+BY_KEY = {measure.key: measure for measure in MEASURES}
 
 
-def cells(contender: str, key: str, values: list[float]) -> list[Cell]:
-    load = next(measure.load for measure in MEASURES if measure.key == key)
-    return [Cell(number, contender, load, {key: value}, attempts=10) for number, value in enumerate(values)]
+def cells(contender: str, key: str, values: list[float], failures: int = 0) -> list[Cell]:
+    scenario = BY_KEY[key].scenario
+    return [
+        Cell(number, contender, scenario, {key: value}, 10, failures, ["cut off"] if failures else [])
+        for number, value in enumerate(values)
+    ]
+
+
+def results(*some: list[Cell]) -> Results:
+    return Results([cell for one in some for cell in one], PEERS)
+
+
+# Medians, spreads, ratios
 
 
 def test_summary_is_the_median_and_the_extremes() -> None:
@@ -55,22 +79,46 @@ def test_summary_is_the_median_and_the_extremes() -> None:
 
 
 def test_ratio_is_of_the_medians_and_its_extremes_of_the_rounds() -> None:
-    results = Results(
-        cells("ours", "download", [2.0, 3.0, 8.0]) + cells("theirs", "download", [1.0, 2.0, 2.0])
-    )
-    assert results.ratio("ours", "theirs", "download") == Summary(1.5, 1.5, 4.0, 3)
+    found = results(cells(OURS, "download", [2.0, 3.0, 8.0]), cells("bore", "download", [1.0, 2.0, 2.0]))
+    assert found.ratio(OURS, "bore", "download") == Summary(1.5, 1.5, 4.0, 3)
 
 
 def test_ratio_uses_only_rounds_that_both_have() -> None:
-    both = cells("ours", "download", [2.0, 3.0, 8.0]) + cells("theirs", "download", [1.0])
-    ratio = Results(both).ratio("ours", "theirs", "download")
-    assert ratio == Summary(3.0, 2.0, 2.0, 1)
+    found = results(cells(OURS, "download", [2.0, 3.0, 8.0]), cells("bore", "download", [1.0]))
+    assert found.ratio(OURS, "bore", "download") == Summary(3.0, 2.0, 2.0, 1)
 
 
-@pytest.mark.parametrize("theirs", [[], [0.0, 0.0]])
+@pytest.mark.parametrize("theirs", [[], [0.0, 0.0], [-1.0]])
 def test_no_ratio_without_something_to_compare_with(theirs: list[float]) -> None:
-    results = Results(cells("ours", "memory", [1.0]) + cells("theirs", "memory", theirs))
-    assert results.ratio("ours", "theirs", "memory") is None
+    found = results(cells(OURS, "download", [1.0]), cells("bore", "download", theirs))
+    assert found.ratio(OURS, "bore", "download") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "bore", "rathole", "best"),
+    [
+        ("download", [1.0, 5.0, 1.0], [2.0, 2.0, 2.0], "rathole"),
+        ("download", [3.0], [2.0], "bore"),
+        ("keepalive-32-p99", [3.0], [2.0], "rathole"),
+        ("download", [2.0], [2.0], "bore"),  # a tie: either would do, but always the same
+        ("download", [], [0.5], "rathole"),
+        ("download", [], [], None),
+    ],
+)
+def test_the_best_peer(key: str, bore: list[float], rathole: list[float], best: str | None) -> None:
+    found = results(cells("bore", key, bore), cells("rathole", key, rathole), cells(HAPROXY, key, [99.0]))
+    assert found.best_peer(BY_KEY[key]) == best, "anchors and ours are no peers"
+
+
+def test_who_fails_often_is_the_best_at_nothing() -> None:
+    found = results(cells("bore", "download", [9.0], failures=1), cells("rathole", "download", [1.0]))
+    assert found.best_peer(BY_KEY["download"]) == "rathole"
+
+
+def test_added_latency_is_what_direct_has_less_in_the_same_round() -> None:
+    some = cells(OURS, "keepalive-1-p50", [0.3, 0.5]) + cells(DIRECT, "keepalive-1-p50", [0.1])
+    found = with_added_latency(some, DIRECT)
+    assert [cell.values.get("added") for cell in found] == [pytest.approx(0.2), None, None]
 
 
 def test_everybody_is_first_once_and_nobody_is_lost() -> None:
@@ -79,6 +127,13 @@ def test_everybody_is_first_once_and_nobody_is_lost() -> None:
     assert all(sorted(order) == ["a", "b", "c"] for order in orders)
     assert rotated(["a", "b", "c"], 3) == ["a", "b", "c"]
     assert rotated([], 5) == []
+
+
+def test_percentiles_are_figures_that_were_measured() -> None:
+    hundred = [float(number) for number in range(100, 0, -1)]
+    assert percentile(hundred, 99) == 99.0
+    assert percentile([3.0, 1.0], 99) == 3.0
+    assert percentile([5.0], 1) == 5.0
 
 
 @pytest.mark.parametrize(
@@ -97,95 +152,105 @@ def test_spread_shows_the_extremes_of_several_rounds_only() -> None:
 
 
 def test_failures_are_counted_and_starred_in_their_column_only() -> None:
-    broken = Cell(0, "ours", "download", {"download": 1.0}, attempts=4, failures=1, reasons=["cut off"])
-    results = Results([broken, *cells("ours", "upload", [2.0]), *cells("theirs", "download", [1.0])])
-    assert results.failures("ours") == (1, 14)
-    assert results.failures("ours", "upload") == (0, 10)
-    assert results.reasons() == ["round 1, download, ours: 1 of 4 failed (cut off)"]
-    rows = figures_table(results, ["ours", "theirs"]).splitlines()
-    assert rows[0] == "|  | ours | theirs |"
-    assert rows[2] == "| bulk download, GB/s | 1.00 * | 1.00 |"
-    assert rows[3] == "| bulk upload, GB/s | 2.00 | — |"
-    assert rows[-1] == "| failed, of all attempts | 1 of 14 | 0 of 10 |"
+    broken = Cell(0, OURS, "download", {"download": 1.0}, attempts=4, failures=1, reasons=["cut off"])
+    found = results([broken], cells(OURS, "upload", [2.0]), cells("bore", "download", [1.0]))
+    assert found.failures(OURS) == (1, 14)
+    assert found.failures(OURS, "upload") == (0, 10)
+    assert found.reasons() == [f"round 1, download, {OURS}: 1 of 4 failed (cut off)"]
+    rows = figures_table(found, [OURS, "bore"], "Bulk").splitlines()
+    assert rows[0] == f"| Bulk | {OURS} | bore |"
+    assert rows[2:] == ["| download, GB/s | 1.00 * | 1.00 |", "| upload, GB/s | 2.00 | — |"]
 
 
-def test_a_failed_cell_shows_no_figure() -> None:
-    results = Results([Cell(0, "ours", "download", {}, 1, 1, ["dead"]), *cells("theirs", "download", [1.0])])
-    assert "| bulk download, GB/s | — * | 1.00 |" in figures_table(results, ["ours", "theirs"])
-
-
-@pytest.mark.parametrize(("ours", "verdict"), [(1.71, "kept"), (1.7, "kept"), (1.69, "MISSED")])
-def test_floors(ours: float, verdict: str) -> None:
-    results = Results(cells("ours", "download", [ours]) + cells("theirs", "download", [1.0]))
-    rows = ratios_table(results, ["ours", "theirs"], "theirs", "ours").splitlines()
-    assert rows[0] == "| times theirs | ours | floor for ours |"
-    assert rows[2].endswith(f"| 1.7\N{MULTIPLICATION SIGN}: {verdict} |")
-
-
-def test_less_is_better_is_said() -> None:
-    results = Results(cells("ours", "memory", [1.0]) + cells("theirs", "memory", [2.0]))
-    assert "(less is better) | 0.500\N{MULTIPLICATION SIGN} |  |" in ratios_table(
-        results, ["ours", "theirs"], "theirs", "ours"
+def test_ratios_are_to_the_best_peer_of_each_row() -> None:
+    found = results(
+        cells(OURS, "keepalive-32-p99", [2.0]),
+        cells("bore", "keepalive-32-p99", [8.0]),
+        cells("rathole", "keepalive-32-p99", [4.0]),
     )
+    table = ratios_table(found, [OURS, "bore"], "Requests")
+    assert table is not None
+    assert table.splitlines()[2].endswith(f"(less is better) | 0.500{TIMES} | 2.00{TIMES} | rathole |")
+    assert ratios_table(results(cells(OURS, "download", [1.0])), [OURS], "Bulk") is None
 
 
-def test_every_measure_belongs_to_a_load() -> None:
-    assert {measure.load for measure in MEASURES} == {load.name for load in LOADS}
-    assert len({measure.key for measure in MEASURES}) == len(MEASURES)
+# What the tools say
 
 
 def test_wrk_report() -> None:
-    result = parse_wrk(WRK)
-    assert result is not None
-    assert (result.requests, result.seconds) == (20550, 2.1)
-    assert (result.wrong_status, result.socket_errors) == (0, 0)
-    assert (result.p50, result.p99) == pytest.approx((0.95, 1200.0))
+    found = parse_wrk(WRK)
+    assert found is not None
+    assert (found.requests, found.seconds) == (20550, 2.1)
+    assert (found.wrong_status, found.socket_errors) == (0, 0)
+    assert (found.p50, found.p99) == pytest.approx((0.95, 1200.0))
 
 
 def test_wrk_report_with_failures() -> None:
-    result = parse_wrk(
+    found = parse_wrk(
         WRK + "  Socket errors: connect 1, read 20, write 300, timeout 4000\n  Non-2xx or 3xx responses: 17\n"
     )
-    assert result is not None
-    assert (result.wrong_status, result.socket_errors) == (17, 4321)
+    assert found is not None
+    assert (found.wrong_status, found.socket_errors, found.good) == (17, 4321, 20533)
 
 
 def test_wrk_that_reached_nobody_is_no_report() -> None:
     assert parse_wrk("unable to connect to 127.0.0.1:1 Connection refused\n") is None
 
 
-@linux_only
-def test_workspace_ends_what_it_started_and_its_children() -> None:
-    stubborn = "import signal; print(1, flush=True); signal.pause()"
-    code = (
-        "import subprocess, sys\n"
-        f"child = subprocess.Popen([sys.executable, '-c', {stubborn!r}])\n"
-        "print('child', child.pid, flush=True); child.wait()\n"
-    )
-    with Workspace(patience=0.2) as workspace:
-        process = workspace.start("parent", [sys.executable, "-c", code])
-        child = int(process.expect(r"^child (\d+)$")[1])
-        process.expect(r"^1$")
-        assert memory_bytes([process.pid]) > memory_bytes([child]) > 0
-        assert cpu_seconds([process.pid]) >= cpu_seconds([child])
-    assert process.ended()
-    assert memory_bytes([child]) == 0, "the child is gone with its parent"
-    assert not workspace.folder.exists()
+def test_an_answer_to_a_small_request() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1024\r\n\r\n"
+    assert not complete(head)
+    assert not complete(head + bytes(SMALL - 1))
+    assert complete(head + bytes(SMALL))
+    for wrong in (head + bytes(SMALL + 1), head.replace(b"200", b"502") + bytes(SMALL)):
+        with pytest.raises(BenchmarkError, match="a wrong answer"):
+            complete(wrong)
 
 
-@linux_only
-def test_a_program_that_ends_early_is_told_with_its_last_words() -> None:
-    with Workspace() as workspace:
-        process = workspace.start("hasty", [sys.executable, "-c", "raise SystemExit('no port left')"])
-        with pytest.raises(BenchmarkError, match=r"hasty ended with 1: no port left"):
-            process.expect("^ready$")
+def test_what_an_idle_tunnel_answers() -> None:
+    data = bytearray(frame(SETTINGS) + frame(PING, 0, b"12345678") + frame(SETTINGS, ACK) + b"\0\0")
+    assert answers(data) == frame(SETTINGS, ACK) + frame(PING, ACK, b"12345678")
+    assert data == b"\0\0", "the rest of a frame waits for more"
+    with pytest.raises(BenchmarkError):
+        answers(bytearray(frame(GOAWAY, 0, bytes(8))))
 
 
-@pytest.mark.parametrize("words", [["--only", "nonsense"], ["--contender", ""], ["--rounds", "0"]])
-def test_nonsense_on_the_command_line_is_refused(words: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "run"), *words],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert words[0] in done.stderr
+# The report
+
+
+def report() -> Report:
+    found = cells(OURS, "download", [2.0, 3.0]) + cells("bore", "download", [1.0, 1.0])
+    facts = {"date": "2026-01-02", "CPU": "one"}
+    return Report(found, ["frp was not there"], plan(arguments([])), facts, "benchmarks/run", "0.1", 120.0)
+
+
+def test_results_keep_what_was_written_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    write_results(path, report())
+    text = path.read_text("utf-8")
+    assert text.startswith("# Results\n")
+    assert "`benchmarks/run`: 2 rounds in 2.0 minutes" in text
+    assert "- date: 2026-01-02" in text
+    assert "- frp was not there" in text
+    assert "## What was tried" in text
+    path.write_text(text[: text.index(MARKER)] + MARKER + "\n\n## What was tried\n\nMuch.\n", "utf-8")
+    write_results(path, replace(report(), took=600.0))
+    text = path.read_text("utf-8")
+    assert text.endswith("## What was tried\n\nMuch.\n")
+    assert text.count(MARKER) == 1
+    assert "10.0 minutes" in text
+
+
+def test_the_report_has_targets_figures_and_ratios() -> None:
+    text = markdown(report())
+    assert f"| ≥ 1.50{TIMES} the best peer | 2.50 (2.00{DASH}3.00) | 1.00" in text
+    assert "| Bulk, times the best peer |" in text
+
+
+def test_every_single_figure_is_in_the_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "all.json", report())
+    found = json.loads((tmp_path / "all.json").read_text("utf-8"))
+    assert [cell["values"] for cell in found["cells"]][:2] == [{"download": 2.0}, {"download": 3.0}]
+    assert found["medians"]["download"][OURS]["median"] == 2.5
+    assert found["ratios"]["download"]["best peer"] == "bore"
+    assert {target["verdict"] for target in found["targets"]} == {KEPT, NOT_MEASURED}

@@ -1,0 +1,53 @@
+"""This program, by its two commands from this checkout, as anybody would start them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ..processes import free_port
+from ..way import Endpoint
+from .base import LOCAL, Contender, Ground, Role, Running, Server, three_times, with_relay
+
+BIN = Path(__file__).resolve().parent.parent.parent / "bin"
+
+#: Streams a tunnel of ours may have: at the default, 100, the 101st idle visitor of a tcp tunnel would wait.
+CONCURRENCY = 16384
+
+
+class Tinytun(Contender):
+    """A server, and a client for each service."""
+
+    role = Role.OURS
+    descriptors = 1
+
+    def __init__(self, kind: str) -> None:
+        """``kind``: ``http`` or ``tcp``, as the command has it."""
+        self.kind = kind
+        self.name = f"tinytun {kind}"
+
+    def start_server(self, ground: Ground) -> Server:
+        return with_relay(ground, three_times(lambda: self._listen(ground)))
+
+    def _listen(self, ground: Ground) -> Server:
+        ports = {which: free_port() for which in ("connection", "proxy", "tcp-proxy", "metadata")}
+        command = [sys.executable, str(BIN / "tinytun-server"), "--bind", LOCAL, "--base-domain", "localhost"]
+        command += [word for which, port in ports.items() for word in (f"--{which}-port", str(port))]
+        server = ground.workspace.start(f"tinytun-server-{self.kind}", command)
+        server.expect_port(ports["connection"])
+        return Server([server], port=ports["connection"], ports=ports)
+
+    def start_client(self, ground: Ground, server: Server) -> Running:
+        clients = {}
+        for name, port in ground.services.items():
+            command = [sys.executable, str(BIN / "tinytun"), self.kind, f"{LOCAL}:{port}"]
+            command += ["-s", name] if self.kind == "http" else []
+            command += ["-c", str(CONCURRENCY), "--server", f"http://{server.host}:{server.port}"]
+            clients[name] = ground.workspace.start(f"tinytun-{self.kind}-{name}", command)
+        endpoints = {}
+        for name, client in clients.items():
+            url = client.expect(rf"^{self.kind}://([^\s/:]+)(?::(\d+))?$")
+            endpoints[name] = (
+                Endpoint(server.ports["proxy"], url[1]) if self.kind == "http" else Endpoint(int(url[2]))
+            )
+        return Running(list(clients.values()), endpoints)
