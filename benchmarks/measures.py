@@ -20,9 +20,9 @@ class Measure:
     better: str = MORE
 
 
-def _requests(connections: int) -> list[Measure]:
-    name = f"keepalive-{connections}"
-    who = f"{connections} kept connection{'s' if connections > 1 else ''}"
+def _requests(connections: int, suffix: str = "", words: str = "") -> list[Measure]:
+    name = f"keepalive-{connections}{suffix}"
+    who = f"{connections} kept connection{'s' if connections > 1 else ''}{words}"
     return [
         Measure(name, "Requests", f"requests on {who}", "a second", name),
         Measure(f"{name}-p50", "Requests", f"… latency, {who}, median", "ms", name, LESS),
@@ -84,6 +84,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("stalled-memory", "Memory", "one that never read, of 8", "MiB", _STALLED, LESS),
     Measure("stalled-late-memory", "Memory", "one that stopped reading after 1 s", "MiB", _STALLED, LESS),
     *_requests(1),
+    *_requests(1, "-whole", ", answers in one packet"),
     Measure("added", "Requests", "… added by the tunnel, 1 kept connection", "ms", "keepalive-1", LESS),
     *_requests(32),
     *_requests(256),

@@ -13,6 +13,10 @@ NGINX = "nginx"
 SINK = "sink"
 ECHO = "echo"
 
+SMALL_PAGE = "small"
+#: The same, but nginx sends head and body in one packet instead of two.
+WHOLE_PAGE = "whole"
+
 SMALL = 1024  # bytes of an answer to a small request
 BULK = 1 << 30  # bytes of a bulk transfer
 WARM = 64 << 20  # bytes of the transfer that warms up a bulk cell
@@ -42,6 +46,7 @@ http {{
         listen 127.0.0.1:{port} backlog=2048;
         root {folder}/www;
         add_header X-Number $arg_number;
+        location = /whole {{ tcp_nopush on; }}
     }}
 }}
 """
@@ -68,7 +73,8 @@ def start_services(
     """
     folder = workspace.folder / "www"
     folder.mkdir()
-    (folder / "small").write_bytes(b"x" * (SMALL - 1) + b"\n")
+    for name in (SMALL_PAGE, WHOLE_PAGE):
+        (folder / name).write_bytes(b"x" * (SMALL - 1) + b"\n")
     bulk, warm, long = folder / "bulk", folder / "warm", folder / "long"
     for path, size in ((bulk, BULK), (warm, WARM), (long, LONG)):
         with path.open("wb") as file:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..processes import find
+from ..services import SMALL_PAGE
 from ..way import Endpoint
 from .outcome import Outcome, call
 
@@ -56,9 +57,15 @@ def parse_wrk(text: str) -> WrkResult | None:
 
 
 def run_wrk(
-    endpoint: Endpoint, connections: int, seconds: int, outcome: Outcome, *, close: bool = False
+    endpoint: Endpoint,
+    connections: int,
+    seconds: int,
+    outcome: Outcome,
+    *,
+    close: bool = False,
+    page: str = SMALL_PAGE,
 ) -> WrkResult | None:
-    """Asks for the small page on ``connections`` connections, or with ``close`` on a new one each time.
+    """Asks for a small page on ``connections`` connections, or with ``close`` on a new one each time.
 
     Attempts and failures go to ``outcome``. None if there was no good answer.
     """
@@ -67,7 +74,7 @@ def run_wrk(
     command += ["-H", f"Host: {endpoint.host}"]
     if close:
         command += ["-H", "Connection: close"]
-    done = call([*command, endpoint.url("small")], seconds + PATIENCE)
+    done = call([*command, endpoint.url(page)], seconds + PATIENCE)
     result = parse_wrk(done.stdout)
     if result is None:
         outcome.count(1, 1, (done.stderr or done.stdout).strip() or "wrk said nothing")

@@ -11,7 +11,7 @@ from .far import Burst, FarBulk, FarMixed, FarRequest, FirstByte
 from .memory import IdleVisitors, ManyTunnels
 from .messages import Chunks, WebSockets
 from .mixed import Mixed
-from .requests import GrowingCrowd, KeptRequests, NewConnections
+from .requests import GrowingCrowd, KeptRequests, NewConnections, WholeAnswers
 from .start import StartUp, Version
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -20,6 +20,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ManyDownloads(),
     BesideStalled(),
     KeptRequests(1),
+    WholeAnswers(),
     KeptRequests(32),
     KeptRequests(256),
     NewConnections(),

@@ -6,6 +6,7 @@ from ..loads.outcome import Outcome
 from ..loads.visitors import knock
 from ..loads.wrk import run_wrk
 from ..peers import DIRECT
+from ..services import SMALL_PAGE, WHOLE_PAGE
 from .base import ANCHORS, Scenario, Stage, counted_cpu
 
 PER = 10_000  # requests, in the CPU figures
@@ -16,6 +17,7 @@ class KeptRequests(Scenario):
     """Each visitor makes one request after another on one connection."""
 
     programs = ("wrk",)
+    page = SMALL_PAGE
 
     def __init__(self, connections: int) -> None:
         self.connections = connections
@@ -33,7 +35,7 @@ class KeptRequests(Scenario):
     def run(self, stage: Stage) -> Outcome:
         outcome = Outcome()
         with counted_cpu(stage.running) as cpu:
-            result = run_wrk(stage.nginx, self.connections, round(stage.seconds), outcome)
+            result = run_wrk(stage.nginx, self.connections, round(stage.seconds), outcome, page=self.page)
         if result:
             outcome.values[self.name] = result.good / result.seconds
             outcome.values[f"{self.name}-p50"] = result.p50
@@ -41,6 +43,22 @@ class KeptRequests(Scenario):
             if stage.running.processes:
                 outcome.values[f"{self.name}-cpu"] = cpu.seconds / result.good * PER
         return outcome
+
+
+class WholeAnswers(KeptRequests):
+    """One visitor again; but each answer comes from nginx as one packet, not as head and body.
+
+    Whoever lets Nagle's algorithm hold back the second packet until the first is acknowledged loses
+    up to 40 ms (delayed acknowledgements) in `KeptRequests`, and nothing here.
+    """
+
+    page = WHOLE_PAGE
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.name = "keepalive-1-whole"
+        self.groups = ("keepalive",)
+        self.seconds = 1
 
 
 class GrowingCrowd(KeptRequests):
