@@ -146,6 +146,17 @@ def test_a_window_does_not_grow_while_bytes_wait() -> None:
     assert window.size > INITIAL_WINDOW
 
 
+def test_a_window_grows_though_the_rest_of_a_frame_is_still_to_come() -> None:
+    window = ReceiveWindow()
+    window.refill(0.0, ROUND_TRIP)
+    assert window.receive(INITIAL_WINDOW)  # charged as a whole when the frame begins
+    window.deliver(INITIAL_WINDOW - 1000)
+    window.refill(ROUND_TRIP, ROUND_TRIP, coming=999)  # one byte waits
+    assert window.size == INITIAL_WINDOW
+    window.refill(ROUND_TRIP, ROUND_TRIP, coming=1000)
+    assert window.size > INITIAL_WINDOW
+
+
 def test_a_slow_reader_does_not_shrink_the_window() -> None:
     window = ReceiveWindow()
     path = Path(window, 50_000_000, ROUND_TRIP)

@@ -67,14 +67,15 @@ class ReceiveWindow:
         due = self.size - self.credit - self.undelivered
         return due >= CREDIT_STEP or due >= self.size >> 2
 
-    def refill(self, now: float, round_trip: float, usual: int = INITIAL_WINDOW) -> int:
+    def refill(self, now: float, round_trip: float, usual: int = INITIAL_WINDOW, coming: int = 0) -> int:
         """The increment for a WINDOW_UPDATE, possibly with the window grown first.
 
         ``round_trip`` is the smallest seen, in seconds; ``usual`` is the size, in bytes, that
         other streams of the same path have grown to, and that this one may have as soon as its window
-        is what limits it. A window does not grow while bytes wait here.
+        is what limits it. A window does not grow while bytes wait here; the ``coming`` ones of
+        a frame whose first bytes only have arrived do not.
         """
-        if not self.undelivered:
+        if self.undelivered <= coming:
             self._grow(now, round_trip, usual)
         increment = self.size - self.credit - self.undelivered
         if increment <= 0:

@@ -95,6 +95,10 @@ class Incoming:
             log.exception("a session ended by an internal error")
             self._session.close(SessionClosedError("internal error"), INTERNAL_ERROR)
 
+    def coming(self, stream: Stream) -> int:
+        """Bytes of a DATA frame of ``stream`` that have been charged to its window and have not come yet."""
+        return self._splitter.data_left if stream is self._current else 0
+
     def _ended_by_peer(self) -> None:
         if self._session.goaway_received:
             self._session.close()

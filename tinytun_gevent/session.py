@@ -378,7 +378,8 @@ class Session:
         window = stream.receive_window
         if self.backlog > BACKLOG_LIMIT and window.undelivered * len(self.streams) > self.backlog:
             return
-        increment = window.refill(time.monotonic(), self.min_rtt, self.usual_window)
+        coming = self._incoming.coming(stream)
+        increment = window.refill(time.monotonic(), self.min_rtt, self.usual_window, coming)
         self.usual_window = max(self.usual_window, window.size)
         if increment:
             self.writer.soon(http2.window_update(stream.id, increment))

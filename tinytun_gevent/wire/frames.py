@@ -53,7 +53,8 @@ class FrameSplitter:
         self._max_frame = max_frame
         self._partial = bytearray()
         self._needed = FRAME_HEAD
-        self._data_left = 0
+        #: Bytes of the DATA frame under way that have not come yet.
+        self.data_left = 0
         self._skip_left = 0
         self._in_headers = False
         #: Whether the frame being handed over came inside a header block (RFC 9113 §4.3).
@@ -68,7 +69,7 @@ class FrameSplitter:
             view = self._complete_partial(view)
         position, end = 0, len(view)
         while position < end:
-            if self._data_left:
+            if self.data_left:
                 position = self._pass_data(view, position, end)
             elif self._skip_left:
                 skipped = min(self._skip_left, end - position)
@@ -89,7 +90,7 @@ class FrameSplitter:
             if length > self._max_frame:
                 raise FrameTooLongError(f"DATA frame of {length} bytes")
             self._handler.data_begins(stream_id, length, flags)
-            self._data_left = length
+            self.data_left = length
             if not length:
                 self._handler.data_ends()
             return position + FRAME_HEAD
@@ -106,10 +107,10 @@ class FrameSplitter:
         return position + whole
 
     def _pass_data(self, view: memoryview, position: int, end: int) -> int:
-        taken = min(self._data_left, end - position)
-        self._data_left -= taken
+        taken = min(self.data_left, end - position)
+        self.data_left -= taken
         self._handler.data_piece(view[position : position + taken])
-        if not self._data_left:
+        if not self.data_left:
             self._handler.data_ends()
         return position + taken
 

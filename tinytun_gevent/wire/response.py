@@ -23,17 +23,9 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20
 _RESPONSE_KINDS: Final = {**rules.OWN, b"www-authenticate": NOTE}
 
 
-_REMEMBERED: Final = 2048
-"""Bytes of a head that is remembered: the answers that a busy service gives within one second, by
-its ``Date``, are often the same."""
-
-
 @dataclass(slots=True)
 class ResponseHead:
-    """The local service's response, validated, without what belongs to its own connection.
-
-    One object may stand for several equal heads: nobody changes it.
-    """
+    """The local service's response, validated, without what belongs to its own connection."""
 
     status: int
     reason: bytes
@@ -62,16 +54,10 @@ def parse_response_head(
     """
     if len(head) > limits.bytes:
         raise rules.response_too_large(limits.bytes)
-    read = _remembered_head if len(head) <= _REMEMBERED else _read_head
-    return read(head, method == b"HEAD", upgrade_asked, limits.fields)
-
-
-def _read_head(head: bytes, to_head: bool, upgrade_asked: bool, most: int) -> ResponseHead:
-    """See :func:`parse_response_head`; ``to_head`` says that it answers HEAD, ``most`` is in fields."""
     minor, status, reason = _status_line(head[: head.find(b"\r\n")])
     if status == 101 and not upgrade_asked:
         raise MessageError("the service switched protocols without being asked", 502)
-    raw = rules.read_fields(HttpResponseParser, head, most, 502)
+    raw = rules.read_fields(HttpResponseParser, head, limits.fields, 502)
     fields, noted, _ = rules.sort_fields(raw, _RESPONSE_KINDS)
     options = rules.NO_OPTIONS
     if b"connection" in noted:
@@ -80,7 +66,7 @@ def _read_head(head: bytes, to_head: bool, upgrade_asked: bool, most: int) -> Re
 
     bodiless = status < 200 or status == 204  # and no field about one (RFC 9110 section 8.6)
     declared = rules.take_framing(noted, minor, 502, [] if bodiless else fields)
-    without = bodiless or status == 304 or to_head
+    without = bodiless or status == 304 or method == b"HEAD"
     length = 0 if without else UNTIL_CLOSE if declared is None else declared
     upgrade = noted.get(b"upgrade", b"")
     if status == 101:
@@ -100,9 +86,6 @@ def _read_head(head: bytes, to_head: bool, upgrade_asked: bool, most: int) -> Re
         upgrade,
         rules.is_bound_auth(noted.get(b"www-authenticate")),
     )
-
-
-_remembered_head = lru_cache(maxsize=256)(_read_head)
 
 
 @lru_cache(maxsize=256)
