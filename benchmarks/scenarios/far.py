@@ -149,7 +149,8 @@ class FarMixed(Scenario):
     seconds = 5
     overhead = 3
     VISITORS = 16  # who make the requests: each alone makes only ten a second
-    LEAD = 1.5  # seconds that the download has to fill the line
+    LEAD = 2.0  # seconds that the download has to fill the line
+    FULL = 0.5  # of the rate, from its first second on, is the least for a download that fills the line
     TAIL = 0.7  # seconds that it goes on: wrk takes a moment to begin and to end
 
     def warm_up(self, stage: Stage) -> None:
@@ -166,6 +167,8 @@ class FarMixed(Scenario):
         transfer = curl.result(outcome)
         if transfer and not still:
             outcome.failed("the download ended before the requests did")
+        elif transfer and transfer.bytes / transfer.seconds < self.FULL * self.path.rate:
+            outcome.failed("the download did not fill the line: requests beside it show nothing")
         elif alone and beside and transfer:
             outcome.values["far-mixed-p99"] = beside.p99
             outcome.values["far-mixed-added"] = beside.p99 - alone.p99
