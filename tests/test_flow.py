@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinytun_gevent.flow import CREDIT_STEP, INITIAL_WINDOW, WINDOW_CEILING, ReceiveWindow
+from tinytun_gevent.flow import CREDIT_STEP, INITIAL_WINDOW, TURNAROUND, WINDOW_CEILING, ReceiveWindow
 
 ROUND_TRIP = 0.1
 
@@ -117,7 +117,7 @@ def test_a_short_fast_path_keeps_a_small_window(round_trip: float) -> None:
     window = ReceiveWindow()
     path = Path(window, 1_000_000_000, round_trip)
     path.run(2.0)
-    assert window.size <= max(INITIAL_WINDOW, 4.4 * 1_000_000_000 * round_trip)
+    assert window.size <= 4.4 * 1_000_000_000 * max(round_trip, TURNAROUND)
 
 
 def test_the_window_has_a_ceiling() -> None:

@@ -49,7 +49,7 @@ from tinytun_gevent.errors import (
     StreamResetError,
 )
 from tinytun_gevent.flow import INITIAL_WINDOW
-from tinytun_gevent.session import Session
+from tinytun_gevent.session import PROBES, Session
 from tinytun_gevent.stream import CANCEL, REFUSED_STREAM, Stream
 from tinytun_gevent.wire.http2 import MAX_WINDOW, PREFACE
 
@@ -491,6 +491,24 @@ class Credits:
         while (frame := self._peer.next()) is not None:
             if isinstance(frame, WindowUpdateFrame):
                 self.granted[frame.stream_id] += frame.window_increment
+
+
+def test_the_round_trip_is_asked_for_several_times_at_the_start() -> None:
+    """The first answer may come from a process that is still starting."""
+    ours, theirs = socket_pair()
+    session, peer = Session(ours, opener=True), RawPeer(theirs)
+    try:
+        with deadline():
+            starting = gevent.spawn(session.start)
+            peer.greet(client=False, settings={3: 100})
+            for _ in range(PROBES):
+                peer.wait(PingFrame)
+            starting.get()
+            wait_until(lambda: not session.liveness.awaited)
+        assert 0 < session.min_rtt < 5
+    finally:
+        session.close()
+        theirs.close()
 
 
 def test_the_connection_s_window_is_opened_wide_and_refilled() -> None:

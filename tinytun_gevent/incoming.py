@@ -368,6 +368,9 @@ class Incoming:
         took = time.monotonic() - session.ping_sent
         session.min_rtt = min(session.min_rtt, took) if session.first_answer.is_set() else took
         session.first_answer.set()
+        if session.probes and not session.closing:
+            session.probes -= 1
+            session.ping()
 
     def _on_terminated(self, event: h2_events.ConnectionTerminated) -> None:
         session = self._session

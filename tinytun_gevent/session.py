@@ -43,6 +43,10 @@ HANG_UP: Final = 1.0
 REFUSAL: Final = 0.5
 """Seconds for which a peer that refused a stream is asked for no other, unless one ends."""
 
+PROBES: Final = 5
+"""PINGs one after another when a session starts. The first ones are answered by a process that is still
+busy with starting: on a short path they would say ten times the round trip, and windows grow by that."""
+
 BACKLOG_LIMIT: Final = 16 * 1024 * 1024
 """Bytes that all streams of a session together may hold undelivered before credit is withheld."""
 
@@ -83,6 +87,8 @@ class Session:
         self.blocked: set[Stream] = set()
         self.liveness = Liveness(now)
         self.ping_sent = now
+        #: PINGs that are still to follow upon the answer to the one before.
+        self.probes = PROBES - 1
         #: Set when the peer's SETTINGS have come.
         self.settled = Event()
         self.closing = False
@@ -127,7 +133,7 @@ class Session:
         self.conn.initiate_connection()
         self.writer.queue(self.conn.take_output())
         self.writer.queue(http2.window_update(0, http2.MAX_WINDOW - 65535))
-        self._ping()
+        self.ping()
         gevent.spawn(self._incoming.read, self._early)
         gevent.spawn(self._keep_alive)
         deadline = time.monotonic() + timeout
@@ -386,7 +392,8 @@ class Session:
 
     # -- keep-alive ---------------------------------------------------------
 
-    def _ping(self) -> None:
+    def ping(self) -> None:
+        """Sends a PING; one at a time. Never blocks."""
         now = time.monotonic()
         self.ping_sent = now
         behind = self.writer.pending + self.writer.unsent + 17
@@ -408,7 +415,7 @@ class Session:
             elif self.liveness.is_dead(now):
                 self.close(PeerSilentError("the peer fell silent"))
             else:
-                self._ping()
+                self.ping()
 
     def _write_failed(self, error: OSError) -> None:
         self.close(SessionClosedError(f"the connection was lost: {error.strerror or error}"))

@@ -19,7 +19,10 @@ CHUNK: Final = 256 * 1024
 """DATA bytes sent at one turn when nobody else wants one."""
 
 SHARED_CHUNK: Final = 64 * 1024
-"""… and when somebody does, so that a small answer does not wait behind a long one."""
+"""… and when somebody does, or did a moment ago, so that a small answer does not wait behind a long one."""
+
+MOMENT: Final = 0.05
+"""Seconds for which a stream that has sent something is expected to send again."""
 
 CONTROL_LIMIT: Final = 64 * 1024
 """Bytes of control frames that may wait unsent before the session stops reading."""
@@ -89,6 +92,9 @@ class Writer:
         self._lock = TurnLock()
         self._drained = Event()
         self._loop = gevent.get_hub().loop
+        #: The stream that sent last, and until when another one is expected beside it.
+        self._sender = 0
+        self._shared_until = 0.0
         self._flush_due = False
         #: Bytes handed to the kernel so far, and those that a frame under way still holds.
         self.sent = 0
@@ -141,6 +147,7 @@ class Writer:
 
         It goes when this round of the event loop is over; call it only while :attr:`takes_small`.
         """
+        self._note(stream_id)
         control = self._control
         control += http2.data_head(len(payload), stream_id)
         control += payload
@@ -156,7 +163,7 @@ class Writer:
         """
         self._lock.acquire()
         try:
-            count = allow(min(len(payload), SHARED_CHUNK if self._lock.wanted else CHUNK))
+            count = allow(min(len(payload), self._chunk(stream_id)))
             if count:
                 self._send(http2.data_head(count, stream_id), payload[:count])
             return count
@@ -183,7 +190,7 @@ class Writer:
             buffer = bytearray(http2.FRAME_HEAD + CHUNK)
         joined = False
         try:
-            count = allow(SHARED_CHUNK if self._lock.wanted else CHUNK)
+            count = allow(self._chunk(stream_id))
             if not count:
                 return -1
             view = memoryview(buffer)
@@ -208,6 +215,19 @@ class Writer:
                 self._lock.release()
             else:
                 self._release()
+
+    def _note(self, stream_id: int) -> None:
+        """Remembers who sends, and whether he is the only one."""
+        if stream_id != self._sender:
+            if self._sender:
+                self._shared_until = self._loop.now() + MOMENT
+            self._sender = stream_id
+
+    def _chunk(self, stream_id: int) -> int:
+        """Bytes of DATA for the turn of a stream."""
+        self._note(stream_id)
+        shared = self._lock.wanted or self._loop.now() < self._shared_until
+        return SHARED_CHUNK if shared else CHUNK
 
     def _may_join(self) -> bool:
         """Whether a small frame may wait for company; over TLS each wait would cost a greenlet."""
