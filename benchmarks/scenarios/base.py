@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 GB = 1e9
 MIB = 1 << 20
 ANCHORS = frozenset({DIRECT, HAPROXY})
+#: Left out where the run would take more than 40 minutes with them, and where what they are made of makes
+#: them no candidate for the best: an HTTP proxy that makes no use of pools, and SSH within a WebSocket.
+HEAVY = frozenset({"frp http", "chisel"})
 SETTLE = 0.3  # seconds between the last event and reading the memory
 
 

@@ -12,7 +12,7 @@ from ..loads.visitors import knock
 from ..peers import CONTENDERS, DIRECT, OURS, OURS_TCP
 from ..processes import BenchmarkError, memory_bytes
 from ..services import NGINX, SINK
-from .base import GB, MIB, SETTLE, Processes, Scenario, Stage, counted_cpu
+from .base import GB, HEAVY, MIB, SETTLE, Processes, Scenario, Stage, counted_cpu
 
 GRACE = 1.0  # seconds that the last transfer of a cell gets to become complete
 MANY = 20
@@ -64,7 +64,7 @@ class ManyDownloads(Scenario):
     name = "download-20"
     groups = ("bulk",)
     programs = ("curl",)
-    absent = frozenset({DIRECT})
+    absent = HEAVY | {DIRECT}
     seconds = 3
     quick = 2.5
     overhead = 0.5

@@ -11,7 +11,7 @@ from ..loads.outcome import Outcome
 from ..loads.streams import Downloads, read_streams
 from ..loads.visitors import Visitors, kept_requests, knock
 from ..loads.wrk import run_wrk
-from .base import ANCHORS, LongPath, Scenario, Stage
+from .base import ANCHORS, HEAVY, LongPath, Scenario, Stage
 
 MB = 1e6
 MS = 1000.0
@@ -26,7 +26,7 @@ PATHS = {
 }
 
 #: Those that cannot be the best here: one TCP connection for all, with a fixed and small window in it.
-SMALL_WINDOW = frozenset({"ssh -R", "chisel", "frp http"})
+SMALL_WINDOW = HEAVY | {"ssh -R"}
 
 
 def percentile(figures: list[float], percent: float) -> float:
@@ -105,6 +105,7 @@ class Burst(FirstByte):
     """32 new visitors at the same moment, several times."""
 
     name = "burst"
+    absent = ANCHORS | HEAVY
     AT_ONCE = 32
     PAUSE = 0.2  # seconds, until those before have left
 
@@ -122,7 +123,7 @@ class FarRequest(Scenario):
     name = "far-request"
     groups = ("far",)
     path = PATHS["50ms"]
-    absent = ANCHORS
+    absent = ANCHORS | HEAVY
     seconds = 1.5
     overhead = 0.3
 

@@ -11,7 +11,7 @@ from ..loads.wrk import run_wrk
 from ..peers import CONTENDERS, OURS, Contender
 from ..processes import BenchmarkError, memory_bytes
 from ..services import NGINX
-from .base import ANCHORS, SETTLE, Processes, Scenario, Stage, counted_cpu
+from .base import ANCHORS, HEAVY, SETTLE, Processes, Scenario, Stage, counted_cpu
 from .requests import PER
 
 SPARE = 100  # descriptors that a process needs beside those of visitors
@@ -38,7 +38,7 @@ class IdleVisitors(Scenario):
         self.overhead = 2 + count / 2000
         if count > 5000:
             # ssh ends at its 10,000th channel, and looks at all of them whenever one has something.
-            self.absent |= {"ssh -R"}
+            self.absent |= HEAVY | {"ssh -R"}
         else:
             self.quick = 1
 

@@ -7,7 +7,7 @@ from ..loads.outcome import Outcome
 from ..processes import BenchmarkError
 from ..services import CHUNK, ECHO
 from ..tools import MessagesResult, websocket_load
-from .base import ANCHORS, Scenario, Stage, counted_cpu
+from .base import ANCHORS, HEAVY, Scenario, Stage, counted_cpu
 from .requests import PER
 
 PAYLOAD = 100  # bytes of a message
@@ -20,7 +20,7 @@ class WebSockets(Scenario):
     services = (ECHO,)
     groups = ("websocket", "messages")
     needs_tools = True
-    absent = ANCHORS
+    absent = ANCHORS | HEAVY
     seconds = 2
     overhead = 0.8
     WARM = 0.3  # seconds
@@ -67,7 +67,7 @@ class Chunks(Scenario):
     groups = ("messages",)
     programs = ("curl",)
     needs_tools = True
-    absent = ANCHORS
+    absent = ANCHORS | HEAVY
     seconds = 2
     overhead = 0.7
     WARM = 0.3  # seconds

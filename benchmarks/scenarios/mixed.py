@@ -8,7 +8,7 @@ from ..loads.curl import Curl
 from ..loads.outcome import Outcome
 from ..loads.visitors import knock
 from ..loads.wrk import run_wrk
-from .base import ANCHORS, GB, Scenario, Stage
+from .base import ANCHORS, GB, HEAVY, Scenario, Stage
 
 
 class Mixed(Scenario):
@@ -17,7 +17,7 @@ class Mixed(Scenario):
     name = "mixed"
     programs = ("curl", "wrk")
     needs_long_file = True
-    absent = ANCHORS
+    absent = ANCHORS | HEAVY
     seconds = 2
     quick = 2
     overhead = 1.5

@@ -7,7 +7,7 @@ from ..loads.visitors import knock
 from ..loads.wrk import run_wrk
 from ..peers import DIRECT
 from ..services import SMALL_PAGE, WHOLE_PAGE
-from .base import ANCHORS, Scenario, Stage, counted_cpu
+from .base import ANCHORS, HEAVY, Scenario, Stage, counted_cpu
 
 PER = 10_000  # requests, in the CPU figures
 WARM_TIMES = 10
@@ -27,7 +27,7 @@ class KeptRequests(Scenario):
         if connections == 32:
             self.quick = 2
         if connections > 32:
-            self.absent = frozenset({DIRECT})
+            self.absent = HEAVY | {DIRECT}
 
     def warm_up(self, stage: Stage) -> None:
         knock(stage.nginx, self.connections, WARM_TIMES if self.connections < 100 else 2)
@@ -58,13 +58,14 @@ class WholeAnswers(KeptRequests):
         super().__init__(1)
         self.name = "keepalive-1-whole"
         self.groups = ("keepalive",)
+        self.absent = HEAVY
         self.seconds = 1
 
 
 class GrowingCrowd(KeptRequests):
     """Throughput and CPU per request for a number of visitors, beside those of `KeptRequests`."""
 
-    absent = ANCHORS | {"ssh -R", "frp http", "chisel"}
+    absent = ANCHORS | HEAVY | {"ssh -R"}
 
     def __init__(self, connections: int) -> None:
         super().__init__(connections)

@@ -10,7 +10,7 @@ from ..loads.outcome import Outcome, call
 from ..peers import CONTENDERS, OURS, wait_until_open
 from ..peers.ours import BIN
 from ..processes import BenchmarkError
-from .base import ANCHORS, Processes, Scenario, Stage
+from .base import ANCHORS, HEAVY, Processes, Scenario, Stage
 
 STOP = 0.5  # seconds from SIGTERM to SIGKILL
 
@@ -20,7 +20,7 @@ class StartUp(Scenario):
 
     name = "start"
     processes = Processes.OWN
-    absent = ANCHORS
+    absent = ANCHORS | HEAVY
     seconds = 2
     overhead = 1
     TIMES = 5
