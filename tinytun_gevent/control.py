@@ -1,0 +1,231 @@
+"""What a session's control frames do to it.
+
+The few kinds that nearly all of them are of are understood here; the rest is h2's, whose
+events change the session. Nothing here blocks or switches greenlets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from h2 import events as h2_events
+from h2.exceptions import FlowControlError, ProtocolError
+from h2.settings import SettingCodes
+from h2.stream import StreamClosedBy
+
+from tinytun_gevent.errors import StreamResetError
+from tinytun_gevent.sockets import Buffer
+from tinytun_gevent.stream import CANCEL, REFUSED_STREAM, Stream
+from tinytun_gevent.wire import http2
+
+if TYPE_CHECKING:
+    from tinytun_gevent.session import Session
+
+
+class Control:
+    """Acts on the frames of one session, a part of which it is."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def frame(self, frame: memoryview, kind: int, flags: int, stream_id: int, *, in_block: bool) -> None:
+        """Takes a whole frame that is not DATA; ``in_block``: it came within a header block (§4.3).
+
+        Raises ``ProtocolError`` for what ends the session.
+        """
+        usual = None if in_block else _USUAL.get((kind, flags))
+        if usual is not None and usual(self, frame, stream_id):
+            return
+        if kind == http2.SETTINGS:  # which may change every window
+            for known in self._session.conn.streams:
+                if known in self._session.streams:
+                    self._session.adopt(self._session.streams[known])
+        self.tell_h2(frame, self._session.streams.get(stream_id))
+
+    def tell_h2(self, frame: Buffer, stream: Stream | None = None) -> None:
+        """Shows h2 a frame, on ``stream`` if there is one, and does what it reports."""
+        if stream is not None:
+            self._session.adopt(stream)
+        for event in self._session.conn.receive_data(frame):
+            handler = _HANDLERS.get(type(event))
+            if handler is not None:
+                handler(self, event)
+
+    def end(self, stream: Stream) -> None:
+        """The peer has half-closed a stream."""
+        stream.remote_ended = True
+        if stream.receiver is not None:
+            stream.receiver.eof()
+        if stream.local_ended:
+            self._session.remove(stream)
+
+    # The frames that nearly all others are, without h2's detour. False if h2 has to see one.
+
+    def _open_window(self, frame: memoryview, stream_id: int) -> bool:
+        """A plain WINDOW_UPDATE."""
+        if len(frame) != http2.FRAME_HEAD + 4:
+            return False
+        increment = int.from_bytes(frame[9:13], "big") & 0x7FFFFFFF
+        conn = self._session.conn
+        if stream_id == 0:
+            window = conn.outbound_flow_control_window + increment
+            if not increment or window > http2.MAX_WINDOW:
+                return False
+            conn.outbound_flow_control_window = window
+            self._wake_blocked()
+            return True
+        stream = self._session.streams.get(stream_id)
+        if stream is None or not increment:
+            return False
+        window = stream.allowance + increment
+        if window > http2.MAX_WINDOW:
+            return False
+        stream.allowance = window
+        stream.wake()
+        return True
+
+    def _take_headers(self, frame: memoryview, stream_id: int) -> bool:
+        """The request that opens a stream, or the answer that accepts it."""
+        session = self._session
+        block = bytes(frame[http2.FRAME_HEAD :])
+        if session.opener:
+            stream = session.streams.get(stream_id)
+            if stream is None or stream.accepted or stream_id in session.conn.streams:
+                return False
+            if not http2.is_response(block):
+                return False
+            stream.accepted = True
+            return True
+        fields = http2.read_request(block)
+        if fields is None or stream_id in session.streams or not session.conn.begin_inbound(stream_id):
+            return False
+        if not self._open(stream_id, fields):
+            session.conn.forget(stream_id, StreamClosedBy.SEND_RST_STREAM)
+            session.writer.soon(http2.rst_stream(stream_id, REFUSED_STREAM))
+        return True
+
+    def _take_reset(self, frame: memoryview, stream_id: int) -> bool:
+        """A RST_STREAM."""
+        stream = self._session.streams.get(stream_id)
+        if stream is None or stream_id in self._session.conn.streams or len(frame) != http2.FRAME_HEAD + 4:
+            return False
+        self._abort(stream, int.from_bytes(frame[9:13], "big"))
+        return True
+
+    def _wake_blocked(self) -> None:
+        for stream in list(self._session.blocked):
+            stream.wake()
+
+    # -- what happens to streams ----------------------------------------------
+
+    def _open(self, stream_id: int, fields: list[http2.Field]) -> bool:
+        """The peer opens a stream; False if that has to be refused."""
+        session = self._session
+        if session.on_stream is None or not session.takes_streams:
+            return False
+        session.on_stream(session.add(stream_id, fields))
+        return True
+
+    def _abort(self, stream: Stream, code: int, remote: bool = True) -> None:
+        """A stream has been reset."""
+        self._session.remove(stream, StreamClosedBy.RECV_RST_STREAM)
+        error = StreamResetError(code, remote=remote)
+        if error.is_refusal:
+            self._session.refused()
+        stream.abort(error)
+
+    # -- what h2 reports ----------------------------------------------------
+
+    def _on_request(self, event: h2_events.RequestReceived) -> None:
+        session, stream_id = self._session, event.stream_id or 0
+        if session.opener:
+            raise ProtocolError("a stream opened by the side that only accepts them")
+        if not self._open(stream_id, list(event.headers or ())):
+            session.conn.reset_stream(stream_id, REFUSED_STREAM)
+            session.conn.forget(stream_id)
+
+    def _on_response(self, event: h2_events.ResponseReceived) -> None:
+        stream = self._session.streams.get(event.stream_id or 0)
+        if stream is None:
+            return
+        if (b":status", b"200") in (event.headers or ()):
+            stream.accepted = True
+        else:
+            stream.reset(CANCEL)
+
+    def _on_stream_ended(self, event: h2_events.StreamEnded) -> None:
+        stream = self._session.streams.get(event.stream_id or 0)
+        if stream is not None:
+            self.end(stream)
+
+    def _on_stream_reset(self, event: h2_events.StreamReset) -> None:
+        stream = self._session.streams.get(event.stream_id or 0)
+        if stream is not None:
+            self._abort(stream, int(event.error_code or 0), event.remote_reset)
+
+    def _on_window(self, event: h2_events.WindowUpdated) -> None:
+        stream = self._session.streams.get(event.stream_id or 0)
+        if stream is not None:
+            stream.allowance += event.delta or 0
+        self._wake_blocked()
+
+    def _on_settings(self, event: h2_events.RemoteSettingsChanged) -> None:
+        session = self._session
+        session.peer_max_streams = min(session.conn.remote_settings.max_concurrent_streams, 2**31)
+        changed = event.changed_settings.get(SettingCodes.INITIAL_WINDOW_SIZE)
+        if changed is not None:
+            self._shift_windows(changed.new_value - (changed.original_value or 0))
+        session.settled.set()
+        self._wake_blocked()
+        if session.on_room is not None:
+            session.on_room(session)
+
+    def _shift_windows(self, change: int) -> None:
+        """Another initial window is another window for every stream (RFC 9113 §6.9.2)."""
+        for stream in self._session.streams.values():
+            stream.allowance += change
+            if stream.allowance > http2.MAX_WINDOW:
+                raise FlowControlError(f"a window of {stream.allowance} bytes")
+
+    def _on_ping_answer(self, event: h2_events.PingAckReceived) -> None:
+        session = self._session
+        if not session.liveness.awaited:
+            return
+        session.liveness.answered()
+        took = time.monotonic() - session.ping_sent
+        session.min_rtt = min(session.min_rtt, took) if session.first_answer.is_set() else took
+        session.first_answer.set()
+        if session.probes and not session.closing:
+            session.probes -= 1
+            session.ping()
+
+    def _on_terminated(self, event: h2_events.ConnectionTerminated) -> None:
+        session = self._session
+        session.goaway_received = True
+        last = event.last_stream_id or 0
+        for stream in [s for s in session.streams.values() if session.opener and s.id > last]:
+            session.remove(stream)
+            stream.abort(StreamResetError(REFUSED_STREAM, remote=True))
+        if session.on_goaway is not None:
+            session.on_goaway(session)
+        session.close_if_done()
+
+
+_USUAL: Final[dict[tuple[int, int], Callable[[Control, memoryview, int], bool]]] = {
+    (http2.WINDOW_UPDATE, 0): Control._open_window,
+    (http2.HEADERS, http2.END_HEADERS): Control._take_headers,
+    (http2.RST_STREAM, 0): Control._take_reset,
+}
+
+_HANDLERS: Final[dict[type, Callable[[Control, Any], None]]] = {
+    h2_events.RequestReceived: Control._on_request,
+    h2_events.ResponseReceived: Control._on_response,
+    h2_events.StreamEnded: Control._on_stream_ended,
+    h2_events.StreamReset: Control._on_stream_reset,
+    h2_events.WindowUpdated: Control._on_window,
+    h2_events.RemoteSettingsChanged: Control._on_settings,
+    h2_events.PingAckReceived: Control._on_ping_answer,
+    h2_events.ConnectionTerminated: Control._on_terminated,
+}
