@@ -311,15 +311,16 @@ def test_a_lone_sender_gets_a_long_turn_and_several_get_short_ones_alternating()
         assert sum(size for stream, size in sent if stream == stream_id) == 4 * SHARED_CHUNK
 
 
-def test_turns_are_short_beside_a_stream_that_has_just_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turns_are_short_beside_something_small(monkeypatch: pytest.MonkeyPatch) -> None:
     end = FakeEnd()
     writer, _ = make(end)
     payload = memoryview(bytes(2 * CHUNK))
     assert writer.send_data(1, payload, allow_all) == CHUNK
-    writer.join(3, b"small")
+    assert writer.send_data(3, payload, allow_all) == CHUNK
+    writer.join(5, b"small")
     assert writer.send_data(1, payload, allow_all) == SHARED_CHUNK
     monkeypatch.setattr("tinytun_gevent.writer.MOMENT", -1.0)
-    writer.join(3, b"small")  # and that moment is over
+    writer.join(5, b"small")  # and that moment is over
     assert writer.send_data(1, payload, allow_all) == CHUNK
 
 
