@@ -127,6 +127,7 @@ class OriginalSession:
         self.pings_received = 0
         self.goaway_code: int | None = None  # of the client's GOAWAY
         self.gone = threading.Event()  # the session is over, for whatever reason
+        self._dropped = False
         self.broken: str | None = None  # the first rule that the client broke
         self.visits: dict[int, Visit] = {}
         self._sock = sock
@@ -169,6 +170,7 @@ class OriginalSession:
 
     def drop(self) -> None:
         """The server dies: the socket closes, nothing is said."""
+        self._dropped = True
         self._over()
 
     def wait_gone(self) -> None:
@@ -236,7 +238,7 @@ class OriginalSession:
                 length, kind, flags, stream_id = self._header()
                 self._dispatch(kind, flags, stream_id, self._exactly(length))
         except (Broken, OSError, EOFError, struct.error) as error:
-            if isinstance(error, Broken):
+            if isinstance(error, Broken) and not self._dropped:  # an answer that was under way is no fault
                 self.broken = str(error)
         finally:
             self._over()

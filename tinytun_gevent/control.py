@@ -197,7 +197,7 @@ class Control:
         took = time.monotonic() - session.ping_sent
         session.min_rtt = min(session.min_rtt, took) if session.first_answer.is_set() else took
         session.first_answer.set()
-        if session.probes and not session.closing:
+        if session.probes and not session.closing and not session.goaway_sent:
             session.probes -= 1
             session.ping()
 
