@@ -459,19 +459,18 @@ def count(server: TunnelServer) -> int:
 def test_visitors_are_spread_and_a_goodbye_frees_the_name(
     real_server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel, eager: None
 ) -> None:
-    service = start_service()
-    tunnel = open_tunnel(service, server=real_server, sessions=3)
-    assert get(real_server.proxy_port).body == b"ok"
-    eventually(lambda: count(real_server) == 3)
     gate = threading.Event()
+    gate.set()
 
     def wait(peer: Peer) -> None:
-        peer.read_request()
-        gate.wait(DEADLINE)
-        peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        peer.wait_end()
+        while peer.read_request() is not None:
+            gate.wait(DEADLINE)
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
-    service.script = wait
+    tunnel = open_tunnel(start_service(wait), server=real_server, sessions=3)
+    assert get(real_server.proxy_port).body == b"ok"
+    eventually(lambda: count(real_server) == 3)
+    gate.clear()  # the stream of that visitor may serve one of the next
     socks = [connect(real_server.proxy_port) for _ in range(9)]
     for sock in socks:
         sock.sendall(request("demo", "/slow"))
