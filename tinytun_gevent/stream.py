@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -78,7 +77,6 @@ class Stream:
         "allowance",
         "id",
         "local_ended",
-        "opened_at",
         "peer_fields",
         "receive_window",
         "received",
@@ -103,7 +101,6 @@ class Stream:
         #: DATA bytes, both ways, since the stream was opened.
         self.received = 0
         self.sent = 0
-        self.opened_at = time.monotonic()
         self.receive_window = ReceiveWindow()
         self._error: SessionError | None = None
         self._window_open: Event | None = None

@@ -3,7 +3,7 @@
 h2 does what is hard to get right: preface, SETTINGS, HPACK, PING, GOAWAY, and every stream
 on which something unusual happens. What the product spends its life on is framed here by
 hand (RFC 9113 §4.1): DATA, WINDOW_UPDATE, and the one request and the one answer that open
-a stream, whose fields never change. Through h2 those two cost 220 µs a stream, by hand 5.
+a stream, whose fields never change. Through h2 a stream cost both programs 420 µs more.
 """
 
 from __future__ import annotations
