@@ -278,6 +278,30 @@ def test_who_joins_names_a_tunnel_and_its_key_which_is_never_shown() -> None:
     assert key not in repr(asked) + repr(said)
 
 
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("token", [None, "", "0123456789abcdef" * 4])
+def test_a_resume_token_survives_and_is_never_shown(kind: Kind, token: str | None) -> None:
+    asked = OpenRequest(kind, "a:1", resume=token)
+    assert parse_request(build_request(asked)) == asked
+    granted = OpenReply("a1", resume=token or None)
+    assert parse_reply(build_reply(granted)) == granted
+    assert not token or token not in repr(asked) + repr(granted)
+
+
+@pytest.mark.parametrize("value", [b"k" * 15, b"k" * 257, b"k" * 20 + b" k", b"k" * 16 + b"\xe9"])
+def test_what_is_no_resume_token_is_refused(value: bytes) -> None:
+    assert refused(request(b"x-tinytun-resume: " + value)) == 400
+    with pytest.raises(HandshakeError):
+        open_reply(b"x-tinytun-resume: " + value)
+    with pytest.raises(UsageError):
+        build_request(OpenRequest(Kind.HTTP, "a:1", resume=value.decode("latin-1")))
+
+
+def test_who_joins_resumes_nothing() -> None:
+    joins = opened(b"x-tinytun-join: a " + b"k" * 32, b"x-tinytun-resume: " + b"k" * 32)
+    assert joins.resume is None
+
+
 def test_a_name_means_nothing_to_who_joins() -> None:
     join = b"x-tinytun-join: a " + b"k" * 32
     assert opened(join, b"x-tinytun-subdomain: app").subdomain is None

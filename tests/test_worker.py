@@ -78,6 +78,8 @@ def refuses(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), timeout=DEADLINE).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # the port was closed while this one waited to be accepted
+        return False
     return False
 
 

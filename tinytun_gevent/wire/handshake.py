@@ -32,6 +32,7 @@ _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|[A-Za-z0-9._-]+)(?::(?P<
 _BEARER = re.compile(r"(?i:bearer) +(?P<token>[A-Za-z0-9._~+/-]+=*)\Z")  # RFC 6750 2.1
 _CONNECTION_ID = re.compile(r"[\x21-\x7e]{1,64}\Z")
 _JOIN_KEY = re.compile(r"[0-9A-Za-z]{16,64}\Z")  # ours are 32 hexadecimal digits, 128 bits
+_RESUME = re.compile(r"[0-9A-Za-z._~+/=-]{16,256}\Z")  # ours are 64 hexadecimal digits, an HMAC-SHA256
 _URL = re.compile(r"(?:https?|tcp)://[\x21-\x7e]+\Z")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (?P<status>[1-5][0-9]{2})(?: (?P<reason>[^\r\n]*))?\Z")
 _PORT = re.compile(r"[0-9]{1,5}\Z")
@@ -63,6 +64,7 @@ class OpenRequest:
     own range) to the others; None lets the server choose. ``token`` is the opener's bearer
     token, ``host_header`` what the local service is to see as ``Host``. With ``join`` no tunnel
     is opened: the session is added to one that is there, and name and port mean nothing.
+    ``resume`` shows that the name was ours a moment ago; ``""`` asks for a token that will, None for nothing.
     """
 
     kind: Kind
@@ -72,6 +74,7 @@ class OpenRequest:
     token: str | None = field(default=None, repr=False)
     host_header: str | None = None
     join: Join | None = None
+    resume: str | None = field(default=None, repr=False)
 
 
 class HealthCheck:
@@ -86,7 +89,8 @@ class OpenReply:
 
     ``url`` and ``host_header`` are None and False from a server that does not know these
     extensions; ``host_header`` acknowledges that the request's was understood. ``join_key``
-    is the secret with which further sessions join the tunnel; None where they cannot.
+    is the secret with which further sessions join the tunnel; None where they cannot. ``resume`` is what
+    to show to get the name back after a loss; None where a name is anybody's then.
     """
 
     connection_id: str
@@ -96,6 +100,7 @@ class OpenReply:
     url: str | None = None
     host_header: bool = False
     join_key: str | None = field(default=None, repr=False)
+    resume: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +175,10 @@ def build_request(request: OpenRequest) -> bytes:
         fields.append(("Authorization", value))
     if request.join is not None:
         fields.append(("x-tinytun-join", _join_value(request.join)))
+    if request.resume is not None:
+        if request.resume and not _RESUME.match(request.resume):
+            raise UsageError("the resume token cannot be one")
+        fields.append(("x-tinytun-resume", request.resume))
     return _head(f"CONNECT {request.authority} HTTP/1.1", fields)
 
 
@@ -210,6 +219,8 @@ def build_reply(reply: OpenReply) -> bytes:
         fields.append(("x-tinytun-host-header", "1"))
     if reply.join_key is not None:
         fields.append(("x-tinytun-join", reply.join_key))
+    if reply.resume is not None:
+        fields.append(("x-tinytun-resume", reply.resume))
     return _head("HTTP/1.1 101 Switching Protocols", fields)
 
 
@@ -333,6 +344,7 @@ def _open_request(authority: str, fields: dict[bytes, str]) -> OpenRequest:
         token=_token(fields),
         host_header=host_header,
         join=join,
+        resume=_resume(fields) if join is None else None,
     )
 
 
@@ -351,6 +363,13 @@ def _join_value(join: Join) -> str:
     if not _CONNECTION_ID.match(join.connection_id) or not _JOIN_KEY.match(join.key):
         raise UsageError("the connection id or the key cannot be those of a tunnel")
     return f"{join.connection_id} {join.key}"
+
+
+def _resume(fields: dict[bytes, str]) -> str | None:
+    value = fields.get(b"x-tinytun-resume")
+    if value and not _RESUME.match(value):
+        raise HandshakeError("x-tinytun-resume is not a resume token")
+    return value
 
 
 def _subdomain(fields: dict[bytes, str]) -> str | None:
@@ -403,6 +422,7 @@ def _open_reply(fields: dict[bytes, str]) -> OpenReply:
         url=url,
         host_header=b"x-tinytun-host-header" in fields,
         join_key=join_key,
+        resume=_resume(fields) or None,
     )
 
 
