@@ -85,7 +85,7 @@ class RawClient:
         name = subdomain if port is None else port
         eventually(lambda: name in server.registry.tunnels and server.registry.tunnels[name].ready)
         if join is not None and waits:
-            eventually(lambda: not server.registry.tunnels[name].joining)
+            eventually(lambda: not server.registry.tunnels[name].promised)
 
     def next(self, kind: type[E]) -> E:
         """The next event of that kind; earlier ones of other kinds are dropped.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -36,10 +39,17 @@ CHOSEN_BY_THE_KERNEL = {
 }
 
 
+STATE = Path(tempfile.mkdtemp(prefix="tinytun-"))
+"""For the state of servers that are not a `ServerProcess`: nothing of a test may stay on the machine."""
+
+atexit.register(shutil.rmtree, STATE, ignore_errors=True)
+
+
 def environment(**variables: str) -> dict[str, str]:
     """This process's environment with a server's variables in it, and no others of a server."""
     ours = {"PATH", "HOME", "TMPDIR", "LANG", "VIRTUAL_ENV", "SYSTEMROOT"}
-    return {k: v for k, v in os.environ.items() if k in ours} | CHOSEN_BY_THE_KERNEL | variables
+    kept = {k: v for k, v in os.environ.items() if k in ours}
+    return {**kept, "STATE_DIRECTORY": str(STATE), **CHOSEN_BY_THE_KERNEL, **variables}
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float = DEADLINE) -> Any:
@@ -63,9 +73,11 @@ class ServerProcess:
     ) -> None:
         self.lines: list[str] = []
         self._changed = threading.Condition()
+        #: Where the server keeps its state, unless its environment says otherwise.
+        self.state = Path(tempfile.mkdtemp(prefix="tinytun-"))
         self.process = subprocess.Popen(
             [*command, *arguments],
-            env=environment() if environ is None else environ,
+            env={"STATE_DIR": str(self.state)} | dict(environment() if environ is None else environ),
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
@@ -140,6 +152,7 @@ class ServerProcess:
     ) -> None:
         self.process.kill()
         self.process.wait(DEADLINE)
+        shutil.rmtree(self.state, ignore_errors=True)
 
 
 def is_gone(pid: int) -> bool:

@@ -303,7 +303,7 @@ def test_there_is_an_end_to_the_sessions_of_a_tunnel(
                 said = read_response(late)
             assert said.status == 429
             assert int(said.get(b"retry-after") or 0) >= 1
-        eventually(lambda: not server.registry.tunnels["demo"].joining)
+        eventually(lambda: not server.registry.tunnels["demo"].promised)
         eventually(lambda: len(sessions_of(server)) == 1)
         with RawClient(server, join=first):
             assert len(sessions_of(server)) == 2
@@ -315,7 +315,7 @@ def test_who_joins_and_never_speaks_costs_the_tunnel_nothing(start_server: Start
         silent, said = ask(server, b"x-tinytun-join: %b %b" % (first.connection_id, first.key))
         with silent:
             assert said.status == 101
-            eventually(lambda: not server.registry.tunnels["demo"].joining)
+            eventually(lambda: not server.registry.tunnels["demo"].promised)
             assert len(sessions_of(server)) == 1
             first.sync()
         assert listed(server)

@@ -171,6 +171,7 @@ def test_ids_are_32_hexadecimal_digits() -> None:
 
 def established(registry: Registry) -> Tunnel:
     tunnel = registry.claim(Kind.HTTP, subdomain="app")
+    tunnel.promised -= 1
     registry.establish(tunnel)
     return tunnel
 
@@ -185,7 +186,7 @@ def test_who_knows_the_key_joins_a_tunnel(registry: Registry) -> None:
     assert tunnel.key not in repr(tunnel)
     assert tunnel.key != established_elsewhere().key
     assert registry.join(tunnel.id, tunnel.key) is tunnel
-    assert tunnel.joining == 1
+    assert tunnel.promised == 1
 
 
 def test_an_unknown_tunnel_and_a_wrong_key_are_refused_alike(registry: Registry) -> None:
@@ -205,7 +206,7 @@ def test_an_unknown_tunnel_and_a_wrong_key_are_refused_alike(registry: Registry)
         said.add((type(caught.value), caught.value.status, str(caught.value)))
     assert len(said) == 1
     assert next(iter(said))[1] == 404
-    assert not tunnel.joining
+    assert not tunnel.promised
 
 
 def test_keys_are_compared_in_constant_time(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +230,7 @@ def test_a_tunnel_has_a_bounded_number_of_sessions(registry: Registry) -> None:
     with pytest.raises(TryLaterError) as caught:
         registry.join(tunnel.id, tunnel.key)
     assert (caught.value.status, caught.value.retry_after) == (429, TRY_AGAIN)
-    tunnel.joining -= 1
+    tunnel.promised -= 1
     assert registry.join(tunnel.id, tunnel.key) is tunnel
 
 

@@ -108,6 +108,13 @@ Options:
   --proxy-header-timeout SECONDS  seconds for a PROXY protocol header (default: 3)
   --queue-timeout SECONDS         seconds a visitor waits at a tunnel's concurrency limit (503 after it)
                                   (default: 5)
+  --state-dir DIR                 the server's own directory, for names that outlive a restart; blank: see
+                                  the README (none by default)
+  --lease-seconds SECONDS         seconds a lost tunnel's name is kept for its owner (default: 30)
+  --park-seconds SECONDS          seconds a visitor waits for a client that was lost (503 after it)
+                                  (default: 10)
+  --park-visitors N               most visitors that wait so at once, for each tunnel (503 beyond it)
+                                  (default: 256)
   --idle-timeout SECONDS          seconds an HTTP connection may be idle between requests (default: 75)
   --tunnel-idle-timeout SECONDS   the same for upgraded and TCP connections; 0: no limit (default: 0)
   --max-connections N             most connections at once on each port (default: 65536)

@@ -204,6 +204,7 @@ class Control:
     def _on_terminated(self, event: h2_events.ConnectionTerminated) -> None:
         session = self._session
         session.goaway_received = True
+        session.goaway_code = int(event.error_code or 0)
         last = event.last_stream_id or 0
         for stream in [s for s in session.streams.values() if session.opener and s.id > last]:
             session.remove(stream)

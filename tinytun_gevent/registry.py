@@ -2,8 +2,9 @@
 
 A tunnel lives from `Registry.claim` (before the 101, so that nobody is promised what he
 cannot get) to `Registry.release`. In between it becomes ``ready`` when its first session is
-established; only then is it listed, and may further sessions join it. Everything happens
-between two greenlet switches, so no lock is needed.
+established; only then is it listed, and may further sessions join it. One whose client asked for a
+resume token is *leased* when its last session is lost: it keeps its name, unlisted, until its owner
+claims it again or the lease is over. Everything happens between two greenlet switches, so no lock is needed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hmac
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from secrets import randbelow
+from secrets import randbelow, token_bytes
 from typing import TYPE_CHECKING, Any, Final
 
 from .errors import NameTakenError, RefusedError, TryLaterError
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 TRY_AGAIN: Final = 5.0
 """Seconds after which a client that found the server full is told to try again."""
 
+LEASE: Final = 30.0
+"""Seconds for which a lost tunnel keeps its name for its owner: a network that was down, or a restart."""
+
 MAX_SESSIONS: Final = 16
 """Sessions of one tunnel: past that many TCP connections a path carries hardly more, and each costs
 the server a socket and up to 100 KiB."""
@@ -36,7 +40,7 @@ the server a socket and up to 100 KiB."""
 class Tunnel:
     """One tunnel, from its claim to its release."""
 
-    #: 32 hexadecimal digits, unique for ever.
+    #: 32 hexadecimal digits, unique for ever; kept when it is resumed.
     id: str
     kind: Kind
     #: The subdomain in lower case, or the port.
@@ -49,6 +53,12 @@ class Tunnel:
     host_header: str | None = None
     #: The opener's address, ``ip:port``.
     remote: str = ""
+    #: Who opened it, as `ServerCore.authorize` knows him; ``""`` for anybody.
+    opener: str = ""
+    #: Whether its client asked for a resume token, so that the name is leased after a loss.
+    resumable: bool = False
+    #: Until when it is leased, in monotonic seconds; None while it is not.
+    leased_until: float | None = None
     #: The secret with which the opener's further sessions join it.
     key: str = field(default_factory=random_id, repr=False)
     #: Sessions that carry its visitors; empty while the client is away.
@@ -59,8 +69,8 @@ class Tunnel:
     ready: bool = False
     #: When it was claimed, in seconds since the epoch: for people, not for timers.
     since: float = field(default_factory=time.time)
-    #: Sessions that were promised and are not among ``sessions`` yet.
-    joining: int = 0
+    #: Sessions that were promised by a 101 and are not among ``sessions`` yet.
+    promised: int = 0
     #: What sessions that are gone have carried, both ways.
     _past_read: int = 0
     _past_written: int = 0
@@ -86,6 +96,18 @@ class Tunnel:
         self._past_written += session.data_sent
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What another process has to know of a tunnel to keep its name for its owner."""
+
+    kind: Kind
+    name: str | int
+    id: str
+    opener: str
+    #: Whether there is an owner with a token; the others' names are kept for their visitors only.
+    resumable: bool
+
+
 class Registry:
     """All tunnels of one server, by name; ``tunnels`` may be read, only methods change it."""
 
@@ -96,8 +118,14 @@ class Registry:
         tcp_ports: range = range(20000, 60001),
         limit: int = 10_000,
         url_of: Callable[[str], str] | None = None,
+        secret: bytes | None = None,
+        lease: float = LEASE,
     ) -> None:
-        """``base_domains`` are lower case; the first one is shown. ``url_of`` makes an HTTP tunnel's URL."""
+        """``base_domains`` are lower case; the first one is shown. ``url_of`` makes an HTTP tunnel's URL.
+
+        ``secret`` makes the resume tokens; None: one that nobody will ever know again. ``lease`` is in
+        seconds.
+        """
         self.base_domains = tuple(base_domains)
         #: Subdomains are keyed as text, ports as numbers: "30000" and 30000 are two names.
         self.tunnels: dict[str | int, Tunnel] = {}
@@ -109,6 +137,10 @@ class Registry:
         self._tcp_ports = tcp_ports
         self._limit = limit
         self._url_of = url_of
+        self._secret = secret or token_bytes(32)
+        self._lease = lease
+        #: Called when a name that outlives its sessions has come or gone; must not block.
+        self.on_change: Callable[[], None] | None = None
 
     def claim(
         self,
@@ -118,47 +150,70 @@ class Registry:
         port: int | None = None,
         host_header: str | None = None,
         remote: str = "",
+        opener: str = "",
+        resume: str | None = None,
     ) -> Tunnel:
-        """Takes a name (``Kind.HTTP``) or a port for a new tunnel; None means any.
+        """Takes a name (``Kind.HTTP``) or a port, None meaning any, and keeps a place for a session.
 
-        The caller releases it, whatever becomes of it. Raises NameTakenError (409),
-        TryLaterError (503: the server is full), RefusedError (400: not a name, or a port
-        outside TCP_PORTS).
+        Whoever shows the name's token as ``resume`` gets the tunnel that has it, with its id, its
+        counters, the visitors who wait for it, and what sessions it still has: those are to be ended.
+
+        The caller gives the place back (``promised``) and releases the tunnel, whatever becomes of
+        it. Raises NameTakenError (409), TryLaterError (503: the server is full), RefusedError (400:
+        not a name, or a port outside TCP_PORTS).
         """
+        name = self._wanted(kind, subdomain, port)
+        tunnel = None if name is None else self.tunnels.get(name)
+        if tunnel is None:
+            tunnel = self._new(kind, name)
+        elif not self._is_owner(tunnel, opener, resume):
+            raise NameTakenError(f"{'Subdomain' if kind is Kind.HTTP else 'Port'} not available")
+        tunnel.kind, tunnel.host_header, tunnel.remote = kind, host_header, remote
+        tunnel.opener, tunnel.resumable = opener, resume is not None
+        tunnel.promised += 1
+        return tunnel
+
+    def _new(self, kind: Kind, name: str | int | None, tunnel_id: str | None = None) -> Tunnel:
+        """Registers a tunnel under ``name``, which is free, or under any name."""
         if len(self.tunnels) >= self._limit:
             raise TryLaterError("This server has no room for another tunnel", 503, TRY_AGAIN)
-        tunnel = Tunnel(random_id(), kind, "", host_header=host_header, remote=remote)
-        if kind is Kind.HTTP:
-            tunnel.name = label = self._free_subdomain(subdomain)
-            tunnel.domain = f"{label}.{self.base_domains[0]}"
-            tunnel.url = self._url_of(label) if self._url_of else None
-        else:
-            tunnel.name = self._free_port(port)
-        self.tunnels[tunnel.name] = tunnel
+        if name is None:
+            name = self._free_subdomain() if kind is Kind.HTTP else self._random_port()
+        tunnel = Tunnel(tunnel_id or random_id(), kind, name)
+        if isinstance(name, str):
+            tunnel.domain = f"{name}.{self.base_domains[0]}"
+            tunnel.url = self._url_of(name) if self._url_of else None
+        self.tunnels[name] = tunnel
         self._by_id[tunnel.id] = tunnel
         return tunnel
 
-    def _free_subdomain(self, wanted: str | None) -> str:
-        if wanted is None:
-            while (name := random_name()) in self.tunnels:
-                pass
-            return name
-        name = wanted.lower()
-        if not is_subdomain(name):
+    def _wanted(self, kind: Kind, subdomain: str | None, port: int | None) -> str | int | None:
+        """The name that is asked for, if it is one that a tunnel may have. Raises RefusedError."""
+        if kind is not Kind.HTTP:
+            if port is not None and port not in self._tcp_ports:
+                ports = self._tcp_ports
+                raise RefusedError(f"Port not allowed: {ports.start}-{ports.stop - 1}", 400)
+            return port
+        if subdomain is not None and not is_subdomain(subdomain.lower()):
             raise RefusedError("Subdomain not valid: 1-63 of a-z, 0-9 and inner hyphens", 400)
-        if name in self.tunnels:
-            raise NameTakenError("Subdomain not available")
-        return name
+        return None if subdomain is None else subdomain.lower()
 
-    def _free_port(self, wanted: int | None) -> int:
-        ports = self._tcp_ports
-        if wanted is None:
-            return self._random_port()
-        if wanted not in ports:
-            raise RefusedError(f"Port not allowed: {ports.start}-{ports.stop - 1}", 400)
-        if wanted in self.tunnels:
-            raise NameTakenError("Port not available")
-        return wanted
+    def _is_owner(self, tunnel: Tunnel, opener: str, resume: str | None) -> bool:
+        """Whether who shows ``resume`` may have a name that is taken."""
+        if not tunnel.resumable:  # at most kept for visitors: its client knows nothing of tokens
+            return tunnel.leased_until is not None and not tunnel.promised
+        same = hmac.compare_digest(self.token_of(tunnel), resume or "")
+        return same and tunnel.opener == opener
+
+    def token_of(self, tunnel: Tunnel) -> str:
+        """What the owner of ``tunnel`` shows to get its name back: an HMAC over name, id and opener."""
+        named = f"{type(tunnel.name).__name__} {tunnel.name} {tunnel.id} {tunnel.opener}"
+        return hmac.new(self._secret, named.encode(), "sha256").hexdigest()
+
+    def _free_subdomain(self) -> str:
+        while (name := random_name()) in self.tunnels:
+            pass
+        return name
 
     def _random_port(self) -> int:
         """The first free port from a random one on: any free one is found, clashes stay rare."""
@@ -172,7 +227,7 @@ class Registry:
     def join(self, connection_id: str, key: str) -> Tunnel:
         """The established tunnel that another session is added to, with a place kept for it.
 
-        The caller gives the place back (``joining``), whatever becomes of it. Raises RefusedError
+        The caller gives the place back (``promised``), whatever becomes of it. Raises RefusedError
         (404: there is no such tunnel or that is not its key; nobody learns which) or
         TryLaterError (429: it has :data:`MAX_SESSIONS`).
         """
@@ -181,27 +236,67 @@ class Registry:
         same = hmac.compare_digest(known.encode(), key.encode())
         if tunnel is None or not same or not tunnel.ready:
             raise RefusedError("There is no such tunnel", 404)
-        if len(tunnel.sessions) + tunnel.joining >= MAX_SESSIONS:
+        if len(tunnel.sessions) + tunnel.promised >= MAX_SESSIONS:
             raise TryLaterError("This tunnel has all the sessions that it may have", 429, TRY_AGAIN)
-        tunnel.joining += 1
+        tunnel.promised += 1
         return tunnel
 
     def holds(self, tunnel: Tunnel) -> bool:
         """Whether the tunnel still has its name."""
-        return tunnel.id in self._by_id
+        return self._by_id.get(tunnel.id) is tunnel
 
     def establish(self, tunnel: Tunnel) -> None:
-        """Its first session is established: the tunnel is listed from now on. Idempotent."""
+        """A session of it is established: the tunnel is listed from now on. Idempotent."""
+        tunnel.leased_until = None
         if not tunnel.ready:
             tunnel.ready = True
             self.opened += 1
+            self._changed(tunnel)
+
+    def lease(self, tunnel: Tunnel, now: float) -> None:
+        """Keeps the name of a tunnel that was lost at monotonic time ``now``, for its owner only."""
+        tunnel.ready = False
+        tunnel.leased_until = now + self._lease
+
+    def expired(self, now: float) -> list[Tunnel]:
+        """The tunnels whose lease is over and that nobody is about to resume: to be released."""
+        return [
+            tunnel
+            for tunnel in self.tunnels.values()
+            if tunnel.leased_until is not None and now >= tunnel.leased_until and not tunnel.promised
+        ]
+
+    def lasting(self) -> list[Record]:
+        """What is to be remembered beyond this process: the names that have an owner."""
+        return [
+            Record(tunnel.kind, tunnel.name, tunnel.id, tunnel.opener, tunnel.resumable)
+            for tunnel in self.tunnels.values()
+            if tunnel.resumable and (tunnel.ready or tunnel.leased_until is not None)
+        ]
+
+    def restore(self, record: Record, now: float) -> Tunnel | None:
+        """Leases a name that another process has remembered; None if it cannot be had (any more)."""
+        name = record.name
+        possible = is_subdomain(name) if isinstance(name, str) else name in self._tcp_ports
+        known = name in self.tunnels or record.id in self._by_id
+        if not possible or known or len(self.tunnels) >= self._limit:
+            return None
+        tunnel = self._new(record.kind, record.name, record.id)
+        tunnel.opener, tunnel.resumable = record.opener, record.resumable
+        self.lease(tunnel, now)
+        return tunnel
 
     def release(self, tunnel: Tunnel) -> None:
         """Frees the tunnel's name at once; idempotent, and harmless to a successor of that name."""
-        if self.tunnels.get(tunnel.name) is tunnel:
-            del self.tunnels[tunnel.name]
-        self._by_id.pop(tunnel.id, None)
-        tunnel.ready = False
+        if not self.holds(tunnel):
+            return
+        del self.tunnels[tunnel.name], self._by_id[tunnel.id]
+        tunnel.ready, tunnel.leased_until = False, None
+        self._changed(tunnel)
+
+    def _changed(self, tunnel: Tunnel) -> None:
+        if tunnel.resumable and self.on_change is not None:
+            self.on_change()
 
     def label_of(self, host: str) -> str | None:
         """The subdomain that ``host`` names: one label before one of our base domains.

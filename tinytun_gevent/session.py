@@ -104,6 +104,8 @@ class Session:
         self.usual_window = INITIAL_WINDOW
         #: The peer wants no new streams.
         self.goaway_received = False
+        #: What it said of the reason (RFC 9113 §7).
+        self.goaway_code = NO_ERROR
         self.goaway_sent = False
         #: How many streams the peer takes at once.
         self.peer_max_streams = 0

@@ -25,6 +25,7 @@ from .addresses import bracketed, listen_all, plain
 from .config import ServerConfig, server_url
 from .core import ServerCore
 from .edge import Edge
+from .leases import Leases
 from .listener import Listener
 from .metadata import MetadataApp
 from .tcp import TcpFront
@@ -61,6 +62,8 @@ class Serving:
         self.core = core = ServerCore(self.config)
         listener, edge, tcp = Listener(core), Edge(core), TcpFront(core)
         core.fronts = [listener, edge, tcp]
+        self._listener = listener
+        self._leases = Leases(core.registry, core.storage, listener.release)
         self._metadata = _metadata_host(MetadataApp(core.registry, self.config))
         handlers: list[Handler] = [
             partial(self._metadata.serve, sockets[0]),
@@ -76,8 +79,13 @@ class Serving:
             self._servers.append(Acceptor(sock, serve, core.workers, config.max_connections, raw=is_raw))
 
     def start(self) -> None:
-        """Begins to accept connections; does not block."""
+        """Begins to accept connections; does not block.
+
+        The names of the last process wait for their owners, and so do the visitors who ask for them.
+        """
         self.core.start()
+        self._listener.restore(self._leases.start())
+        self.core.clock.watch(self._leases)
         for server in self._servers:
             server.start()
 
@@ -89,6 +97,7 @@ class Serving:
         for server in self._servers:
             server.close()
         self._metadata.close()
+        self._leases.freeze()
         ended = self.core.drain(deadline)
         self.core.workers.join(LAST_WORDS)
         self.core.workers.kill()

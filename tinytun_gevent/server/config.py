@@ -140,6 +140,21 @@ class ServerConfig:
     queue_timeout: float = _seconds(
         "QUEUE_TIMEOUT", "5", "seconds a visitor waits at a tunnel's concurrency limit (503 after it)"
     )
+    state_dir: str = _option(
+        "STATE_DIR",
+        "",
+        settings.DIRECTORY,
+        "the server's own directory, for names that outlive a restart; blank: see the README",
+    )
+    lease_seconds: float = _seconds(
+        "LEASE_SECONDS", "30", "seconds a lost tunnel's name is kept for its owner", low=0
+    )
+    park_seconds: float = _seconds(
+        "PARK_SECONDS", "10", "seconds a visitor waits for a client that was lost (503 after it)", low=0
+    )
+    park_visitors: int = _count(
+        "PARK_VISITORS", "256", "most visitors that wait so at once, for each tunnel (503 beyond it)"
+    )
     idle_timeout: float = _seconds(
         "IDLE_TIMEOUT", "75", "seconds an HTTP connection may be idle between requests"
     )

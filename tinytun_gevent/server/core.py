@@ -19,6 +19,7 @@ from .config import ServerConfig
 from .deadlines import Clock
 from .peers import Peers
 from .pool import StreamPool
+from .storage import Storage
 
 log = logging.getLogger("tinytun_gevent.server")
 
@@ -58,8 +59,14 @@ class ServerCore:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
+        self.storage = Storage(config.state_dir)
         self.registry = Registry(
-            config.base_domains, tcp_ports=config.tcp_ports, limit=config.max_tunnels, url_of=config.url_of
+            config.base_domains,
+            tcp_ports=config.tcp_ports,
+            limit=config.max_tunnels,
+            url_of=config.url_of,
+            secret=self.storage.secret,
+            lease=config.lease_seconds,
         )
         self.peers = Peers(config)
         self._trusted = config.trusted()
@@ -87,14 +94,16 @@ class ServerCore:
                 "PEERS is set, but METADATA_BIND is a loopback address: no other node can ask this one"
             )
 
-    def authorize(self, request: OpenRequest, address: tuple[str, int]) -> None:
+    def authorize(self, request: OpenRequest, address: tuple[str, int]) -> str:
         """The one place that decides whether ``request`` from ``address`` may open a tunnel.
 
-        Returns nothing, or raises RefusedError, whose status and text answer the CONNECT.
-        Today everybody may, unless the server is stopping.
+        Returns who opens it, which is part of what its resume token stands for, or raises RefusedError,
+        whose status and text answer the CONNECT. Today everybody may, and is nobody in particular,
+        unless the server is stopping.
         """
         if self.draining:
             raise TryLaterError("This server is restarting", 503, RETRY_AFTER)
+        return ""
 
     def observe(self, exchange: Observed) -> None:
         """The one place that every finished exchange passes; never raises, must not block."""
@@ -112,7 +121,9 @@ class ServerCore:
         """The streams of ``tunnel``, whose list of sessions is the tunnel's own."""
         pool: StreamPool | None = tunnel.pool
         if pool is None:
-            pool = tunnel.pool = StreamPool(self.config.queue_timeout)
+            config = self.config
+            pool = StreamPool(config.queue_timeout, config.park_seconds, config.park_visitors)
+            tunnel.pool = pool
             tunnel.sessions = pool.sessions
             self.clock.watch(pool)
         return pool

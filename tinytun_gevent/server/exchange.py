@@ -11,7 +11,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from tinytun_gevent.errors import MessageError, SessionError, StreamResetError
+from tinytun_gevent.errors import MessageError, SessionClosedError, SessionError, StreamResetError
 from tinytun_gevent.server.pages import Failure
 from tinytun_gevent.stream import CANCEL
 from tinytun_gevent.wire import http1
@@ -48,6 +48,7 @@ class Exchange:
         "_partial",
         "close",
         "failure",
+        "losses",
         "over",
         "pooled",
         "replay",
@@ -77,6 +78,8 @@ class Exchange:
         self.pooled = False
         #: The whole request, while it is short enough to be at hand, for another try.
         self.replay: bytes | None = None
+        #: How many times it was lost with the session that carried it, and sent again.
+        self.losses = 0
         #: Whether the whole request has been sent, so far as there is a body to wait for.
         self.request_sent = not request.length
         #: Whether a greenlet is still sending on the stream, whose end an early answer overtakes.
@@ -149,7 +152,9 @@ class Exchange:
             return
         if self._framed:
             self._complete()
-        elif self._untouched and self.visitor.forwarder.retry(self, refused=error.is_refusal):
+        elif self._untouched and self.visitor.forwarder.retry(
+            self, refused=error.is_refusal, lost=isinstance(error, SessionClosedError)
+        ):
             pass
         elif self.upgraded:
             self._cut()

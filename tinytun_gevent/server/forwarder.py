@@ -29,6 +29,10 @@ PEER_PATIENCE: Final = 0.4
 say so, a silent peer delays no answer by more than a second."""
 
 
+MOST_LOSSES: Final = 2
+"""How many sessions one request may outlive: it may be the one that kills the client."""
+
+
 class Forwarder:
     """Finds a stream for each request, sends the request on it, and gives the stream back.
 
@@ -73,15 +77,21 @@ class Forwarder:
             stream = self._connect(exchange, route)
         send_request(exchange, stream, head, self._source, self._buffer)
 
-    def retry(self, exchange: Exchange, *, refused: bool = False) -> bool:
+    def retry(self, exchange: Exchange, *, refused: bool = False, lost: bool = False) -> bool:
         """Sends the request once more if that is allowed; False if it is not.
 
         A stream that was refused has done nothing (RFC 9113 §8.7). One from the pool that
-        ended without a byte may have, so only what is idempotent is repeated.
+        ended without a byte may have, and so may one whose session was ``lost``: there only what is
+        idempotent is repeated (RFC 9110 §9.2.2), on the client's next session.
         """
-        again = refused or (exchange.pooled and exchange.request.method in http1.IDEMPOTENT)
-        waited = time.monotonic() - exchange.started_at
-        if not again or exchange.replay is None or waited > self._core.config.queue_timeout:
+        again = refused or ((exchange.pooled or lost) and exchange.request.method in http1.IDEMPOTENT)
+        if not again or exchange.replay is None:
+            return False
+        if lost:
+            exchange.losses += 1
+            if exchange.losses > MOST_LOSSES:
+                return False
+        elif time.monotonic() - exchange.started_at > self._core.config.queue_timeout:
             return False
         self._pinned = None
         gevent.spawn(self._resend, exchange, exchange.replay, refused)

@@ -9,12 +9,14 @@ imported by each worker for itself, so ``kill -HUP`` runs new code without closi
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import importlib
 import os
 import select
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
@@ -22,6 +24,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
+from ..errors import UsageError
 from .addresses import listen_all
 from .config import ServerConfig
 from .logs import DATE_FORMAT, FORMAT
@@ -54,15 +57,60 @@ def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int
         print("\n".join(filter(None, (config.summary(), "the configuration is valid, its ports are free"))))
         return 0
     raise_file_limit()
+    port = sockets[1].getsockname()[1] if sockets else config.connection_port
+    state = config.state_dir or default_directory(port)
+    try:
+        lock = None if inherited else lock_directory(state)
+    except UsageError:
+        for sock in sockets:
+            sock.close()
+        raise
     binds = [f"fd://{sock.detach()}" for sock in sockets]
     master = os.getpid()
     try:
-        TunnelArbiter(Application(settings(config, binds), dict(overrides or {}))).run()
+        TunnelArbiter(Application(settings(config, binds), {**(overrides or {}), "STATE_DIR": state})).run()
     except SystemExit as stop:
         if os.getpid() != master:
             raise  # a worker: its exit code tells the master why
         return 1 if stop.code else 0
+    finally:
+        if lock is not None:
+            os.close(lock)
     return 0
+
+
+def default_directory(port: int) -> str:
+    """Where a server keeps its state that was not told: for each connection port a place of its own.
+
+    systemd's if it offers one, the system's for root, the user's for anybody else.
+    """
+    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    home = os.environ.get("XDG_STATE_HOME", "")
+    if given:
+        base = Path(given)
+    elif os.geteuid() == 0:
+        base = Path("/var/lib/tinytun-server")
+    else:
+        base = (Path(home) if os.path.isabs(home) else Path.home() / ".local/state") / "tinytun-server"
+    return str(base / str(port))
+
+
+def lock_directory(path: str) -> int | None:
+    """Keeps other servers out of a state directory; the descriptor that does, None if it cannot be used.
+
+    Two would take each other's names for their own. Raises UsageError if one is there.
+    """
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        return None  # the worker says so
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UsageError(f"STATE_DIR={path}: another tinytun-server uses it; each needs its own") from None
+    return lock
 
 
 def settings(config: ServerConfig, binds: list[str]) -> dict[str, Any]:

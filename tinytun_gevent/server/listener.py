@@ -18,10 +18,11 @@ from tinytun_gevent.errors import (
     SessionError,
     TryLaterError,
 )
-from tinytun_gevent.registry import Tunnel
+from tinytun_gevent.registry import Registry, Tunnel
 from tinytun_gevent.server.addresses import bracketed, plain
 from tinytun_gevent.server.tcp import TcpPorts
 from tinytun_gevent.session import Session
+from tinytun_gevent.stream import CANCEL, NO_ERROR
 from tinytun_gevent.wire import handshake
 from tinytun_gevent.wire.handshake import HealthCheck, Join, Kind, OpenReply, OpenRequest
 
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 PORT_TRIES: Final = 64
 """Random ports tried when other programs hold some of the range."""
+
+REPLACED: Final = "replaced"
+"""What a session is told whose tunnel its owner has opened anew."""
 
 LAST_WORDS: Final = 2.0
 """Seconds for a refused client to read why."""
@@ -46,6 +50,16 @@ class Listener:
 
     def drain(self) -> None:
         self.ports.drain()
+
+    def restore(self, tunnels: list[Tunnel]) -> None:
+        """Opens leased tunnels to their visitors, who wait; a port that is not free waits for its owner."""
+        for tunnel in tunnels:
+            self._core.pool_of(tunnel).expect()
+            if isinstance(tunnel.name, int) and self._must_listen(tunnel.kind):
+                try:
+                    self.ports.listen(tunnel)
+                except (NameTakenError, OSError) as error:
+                    log.info("port %d cannot be opened again yet: %s", tunnel.name, error)
 
     def handle(self, sock: socket.socket, address: tuple[str, int]) -> None:
         """Serves one connection until it ends; closes the socket. Blocks."""
@@ -65,8 +79,8 @@ class Listener:
             if isinstance(request, HealthCheck):
                 self._say(sock, handshake.build_health())
                 return
-            self._core.authorize(request, caller)
-            tunnel = self._join(request.join) if request.join else self._claim(request, caller)
+            opener = self._core.authorize(request, caller)
+            tunnel = self._join(request.join) if request.join else self._claim(request, caller, opener)
         except (HandshakeError, RefusedError) as error:
             log.info("refused %s: %s", caller[0], error)
             retry = int(error.retry_after or 1) if isinstance(error, TryLaterError) else None
@@ -99,8 +113,12 @@ class Listener:
 
     # -- the tunnel -----------------------------------------------------------
 
-    def _claim(self, request: OpenRequest, caller: tuple[str, int]) -> Tunnel:
-        """Registers the name, and binds the port, before anything is promised."""
+    def _claim(self, request: OpenRequest, caller: tuple[str, int], opener: str) -> Tunnel:
+        """Registers the name, and binds the port, before anything is promised.
+
+        The owner who comes back gets his tunnel, without the sessions that it had: they are dead, or he
+        would not be here.
+        """
         for _ in range(PORT_TRIES):
             tunnel = self._core.registry.claim(
                 request.kind,
@@ -108,38 +126,53 @@ class Listener:
                 port=request.port,
                 host_header=request.host_header,
                 remote=f"{bracketed(caller[0])}:{caller[1]}",
+                opener=opener,
+                resume=request.resume,
             )
-            if request.kind is Kind.HTTP or not self._must_listen(request):
-                return tunnel
             try:
-                self.ports.listen(tunnel)
-                return tunnel
+                if self._must_listen(request.kind):
+                    self.ports.listen(tunnel)
             except NameTakenError:
-                self._core.registry.release(tunnel)
+                self.release(tunnel)
                 if request.port is not None:
                     raise
             except BaseException:
-                self._core.registry.release(tunnel)
+                self.release(tunnel)
                 raise
+            else:
+                self._replace_sessions(tunnel)
+                return tunnel
         raise TryLaterError("No port is available", 503, 5)
+
+    def _replace_sessions(self, tunnel: Tunnel) -> None:
+        """Ends the sessions that a tunnel has; its visitors wait for the one that has just been promised."""
+        pool = self._core.pool_of(tunnel)
+        pool.expect()
+        for session in list(tunnel.sessions):
+            log.info("tunnel %s: its owner replaces a session that is still here", tunnel.name)
+            self._part(tunnel, session)
+            session.close(SessionClosedError(REPLACED), CANCEL)
 
     def _join(self, join: Join) -> Tunnel:
         """The tunnel that another session is added to, with a place kept for it."""
         return self._core.registry.join(join.connection_id, join.key)
 
-    def _must_listen(self, request: OpenRequest) -> bool:
-        return request.kind is Kind.TCP_PORT or self._core.config.tcp_listen
+    def _must_listen(self, kind: Kind) -> bool:
+        return kind is Kind.TCP_PORT or (kind is Kind.TCP and self._core.config.tcp_listen)
 
     def _serve(self, sock: socket.socket, early: bytes, tunnel: Tunnel, request: OpenRequest) -> None:
         """Promises a session of the tunnel and keeps it until it ends. Blocks."""
-        session: Session | None = None
         try:
             session = self._begin(sock, early, tunnel, request)
-            session.closed.wait()
         except SessionError as error:
             log.info("a session of tunnel %s for %s did not come up: %s", tunnel.name, tunnel.remote, error)
+        else:
+            try:
+                session.closed.wait()
+            finally:
+                session.close()
         finally:
-            self._close(tunnel, session)
+            self._settle(tunnel)
 
     def _begin(self, sock: socket.socket, early: bytes, tunnel: Tunnel, request: OpenRequest) -> Session:
         """A session that has begun and that the tunnel has. Blocks.
@@ -148,9 +181,10 @@ class Listener:
         """
         try:
             sock.settimeout(self._core.config.handshake_timeout)
-            sock.sendall(handshake.build_reply(_reply(tunnel, request)))
+            sock.sendall(handshake.build_reply(_reply(self._core.registry, tunnel, request)))
             session = Session(sock, opener=True, received=early)
             session.on_goaway = lambda session: self._leave(tunnel, session)
+            session.on_close.append(lambda session: self._ended(tunnel, session))
             try:
                 session.start(self._core.config.handshake_timeout)
                 self._open(tunnel, session, joins=request.join is not None)
@@ -159,8 +193,7 @@ class Listener:
                 raise
             return session
         finally:
-            if request.join is not None:
-                tunnel.joining -= 1
+            tunnel.promised -= 1
 
     def _open(self, tunnel: Tunnel, session: Session, joins: bool) -> None:
         if joins and not self._core.registry.holds(tunnel):  # its last session has ended meanwhile
@@ -174,39 +207,62 @@ class Listener:
         else:
             log.info("tunnel %s opened for %s", tunnel.name, tunnel.remote)
 
+    # -- how it ends ----------------------------------------------------------
+
     def _leave(self, tunnel: Tunnel, session: Session) -> None:
         """The client says goodbye on ``session``, whose running exchanges finish.
 
         If it does so on the last one, its name is free at once.
         """
-        if not tunnel.takes_visitors:
-            self._release(tunnel)
+        if session.goaway_code == NO_ERROR:
+            self._settle(tunnel, keep=False)
         gevent.spawn(self._core.pool_of(tunnel).end_idle, session)
 
-    def _close(self, tunnel: Tunnel, session: Session | None) -> None:
-        """``session`` is over, or None came up: the tunnel goes with its last one."""
-        pool = self._core.pool_of(tunnel)
-        if session is not None:
-            session.close()
+    def _ended(self, tunnel: Tunnel, session: Session) -> None:
+        """``session`` is over: within this very moment visitors have to know whether to wait for another."""
+        self._part(tunnel, session)
+        self._settle(tunnel)
+        if not tunnel.sessions and not tunnel.promised:
+            kept = tunnel.leased_until is not None
+            reason = session.error or "the client left"
+            log.info("tunnel %s %s: %s", tunnel.name, "lost, its name is kept" if kept else "closed", reason)
+
+    def _part(self, tunnel: Tunnel, session: Session) -> None:
+        """``session`` is none of the tunnel's any more; idempotent."""
+        if session in tunnel.sessions:
+            pool = self._core.pool_of(tunnel)
             pool.remove(session)
             tunnel.part(session)
-        if tunnel.sessions:
-            if not tunnel.takes_visitors:
-                self._release(tunnel)
-            return
-        self._release(tunnel)
-        pool.close()
-        self._core.clock.forget(pool)
-        if session is not None:
-            log.info("tunnel %s closed: %s", tunnel.name, session.error or "the client left")
+            if not tunnel.sessions and not self._core.registry.holds(tunnel):
+                self._core.clock.forget(pool)
 
-    def _release(self, tunnel: Tunnel) -> None:
+    def _settle(self, tunnel: Tunnel, *, keep: bool = True) -> None:
+        """What becomes of a tunnel that may have lost its last session: nothing, while another one serves it.
+
+        Its name waits for its owner, if he has a token and did not say goodbye.
+        """
+        registry = self._core.registry
+        if tunnel.takes_visitors or tunnel.promised or not registry.holds(tunnel):
+            return
+        if not keep or not tunnel.resumable or not self._core.config.lease_seconds or self._core.draining:
+            self.release(tunnel)
+        elif tunnel.leased_until is None:
+            registry.lease(tunnel, time.monotonic())
+            self._core.pool_of(tunnel).expect()
+
+    def release(self, tunnel: Tunnel) -> None:
+        """Frees the name at once; whoever waits for a session is told that none comes."""
         self._core.registry.release(tunnel)
         self.ports.close(tunnel)
+        pool = self._core.pool_of(tunnel)
+        pool.close()
+        if not tunnel.sessions:
+            self._core.clock.forget(pool)
 
 
-def _reply(tunnel: Tunnel, request: OpenRequest) -> OpenReply:
+def _reply(registry: Registry, tunnel: Tunnel, request: OpenRequest) -> OpenReply:
     port = tunnel.name if isinstance(tunnel.name, int) else None
+    token = registry.token_of(tunnel) if request.resume is not None else None
     return OpenReply(
         connection_id=tunnel.id,
         domain=tunnel.domain,
@@ -215,4 +271,5 @@ def _reply(tunnel: Tunnel, request: OpenRequest) -> OpenReply:
         url=tunnel.url,
         host_header=request.host_header is not None,
         join_key=tunnel.key,
+        resume=token,
     )

@@ -79,6 +79,31 @@ class _Lane:
         return 2 * (len(self.session.streams) - idle) - (idle > 0)
 
 
+class _Patience:
+    """How long one visitor still waits: for a session, and then for a stream, from when he came to that."""
+
+    def __init__(self, wait: float, park: float) -> None:
+        self._wait = wait
+        self._park = park
+        self._parked = False
+        self._until = 0.0
+        self._at_most = time.monotonic() + wait + park
+
+    def left(self, away: bool) -> float:
+        """Seconds left now, not below 0; ``away``: it is a session that is waited for."""
+        now = time.monotonic()
+        if not self._until or away is not self._parked:
+            self._parked = away
+            self._until = min(now + (self._park if away else self._wait), self._at_most)
+        return max(0.0, self._until - now)
+
+    def error(self) -> SessionError:
+        """What ends the wait."""
+        if self._parked:
+            return SessionClosedError(f"the tunnel's client stayed away for {self._park:g} s")
+        return StreamLimitError(f"all connections stayed in use for {self._wait:g} s")
+
+
 class StreamPool:
     """Gives out the streams of a tunnel, over all of its sessions.
 
@@ -87,15 +112,21 @@ class StreamPool:
     connections evenly. Its idle streams are used last in, first out, so that those of a
     past burst age and end.
 
-    Each session announces the limit that the client has for all of them together.
+    Each session announces the limit that the client has for all of them together. While a session is
+    expected, visitors are parked: they wait for it, with nothing read from them but their request's head.
     """
 
-    def __init__(self, wait: float) -> None:
-        """``wait`` is how long a visitor waits for a free stream, in seconds."""
+    def __init__(self, wait: float, park: float = 10.0, places: int = 256) -> None:
+        """``wait`` is how long a visitor waits for a free stream, ``park`` for a session, in seconds.
+
+        ``places`` is how many may wait for a session at once.
+        """
         self.sessions: list[Session] = []
-        #: Whether the first session is still on its way: visitors wait for it.
-        self.opening = True
+        #: Whether a session is on its way, or expected to come back.
+        self.expecting = True
         self._wait = wait
+        self._park = park
+        self._places = places
         self._lanes: dict[Session, _Lane] = {}
         #: The one lane, while there is only one: most tunnels have no other.
         self._only: _Lane | None = None
@@ -112,7 +143,7 @@ class StreamPool:
 
     def add(self, session: Session) -> None:
         """Lets ``session``, which has started, serve the tunnel."""
-        self.opening = False
+        self.expecting = False
         self.sessions.append(session)
         self._lanes[session] = _Lane(session)
         self._count_lanes()
@@ -125,16 +156,18 @@ class StreamPool:
             self.sessions.remove(session)
             self._count_lanes()
             session.on_room = None
-        if not self.sessions:
-            self.close()
         self._wake_first()
+
+    def expect(self) -> None:
+        """Says that the last session is gone and another one may come: visitors wait for it."""
+        self.expecting = True
 
     def _count_lanes(self) -> None:
         self._only = next(iter(self._lanes.values())) if len(self._lanes) == 1 else None
 
     def close(self) -> None:
         """Says that no session will come (any more): whoever waits gives up."""
-        self.opening = False
+        self.expecting = False
         self._wake_all()
 
     def acquire(
@@ -146,8 +179,8 @@ class StreamPool:
         ``retriable``. ``first`` puts the caller at the head of the queue (a refused stream,
         RFC 9113 §8.7). ``visitor`` is told to the client on a new stream.
 
-        Raises :class:`StreamLimitError` after waiting in vain, :class:`SessionClosedError`
-        without a session.
+        Raises :class:`StreamLimitError` after waiting in vain for a stream,
+        :class:`SessionClosedError` if no session is expected, or none came.
         """
         if first or not self._waiting:
             stream = self._take(reuse, retriable, visitor)
@@ -199,7 +232,9 @@ class StreamPool:
             self._leaving.append(stream)
 
     def _queue(self, reuse: bool, retriable: bool, first: bool, visitor: str | None) -> Stream:
-        deadline = time.monotonic() + self._wait
+        if self._is_away and len(self._waiting) >= self._places:
+            raise SessionClosedError("too many visitors wait for the tunnel's client")
+        patience = _Patience(self._wait, self._park)
         turn = Event()
         if first:
             self._waiting.appendleft(turn)
@@ -207,17 +242,22 @@ class StreamPool:
             self._waiting.append(turn)
         try:
             while True:
-                turn.wait(min(LOOK_AGAIN, max(0.0, deadline - time.monotonic())))
+                turn.wait(min(LOOK_AGAIN, patience.left(self._is_away)))
                 turn.clear()
                 if self._waiting[0] is turn:
                     stream = self._take(reuse, retriable, visitor)
                     if stream is not None:
                         return stream
-                if time.monotonic() >= deadline:
-                    raise StreamLimitError(f"all connections stayed in use for {self._wait:g} s")
+                if not patience.left(self._is_away):
+                    raise patience.error()
         finally:
             self._waiting.remove(turn)
             self._wake_first()
+
+    @property
+    def _is_away(self) -> bool:
+        """Whether no session takes visitors now, though one is expected."""
+        return self.expecting and not any(session.takes_visitors for session in self.sessions)
 
     def _take(self, reuse: bool, retriable: bool, visitor: str | None) -> Stream | None:
         """A stream without waiting, or None."""
@@ -247,9 +287,9 @@ class StreamPool:
         return None if roomy is None else roomy.open(visitor)
 
     def _by_load(self) -> list[_Lane]:
-        """The sessions that take visitors, the least busy one first; none while the first is on its way."""
+        """The sessions that take visitors, the least busy one first; none while one is expected."""
         lanes = [lane for lane in self._lanes.values() if lane.session.takes_visitors]
-        if not lanes and not self.opening:
+        if not lanes and not self.expecting:
             raise SessionClosedError("the tunnel's client is away")
         lanes.sort(key=_Lane.load)
         return lanes

@@ -6,6 +6,7 @@ phrase saying what is allowed, to which the config adds the variable and the val
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -227,6 +228,12 @@ def joined(values: Iterable[object]) -> str:
     return ",".join(map(str, values))
 
 
+def _read_directory(text: str) -> str:
+    if "\0" in text or (text and not os.path.isabs(text)):
+        raise ValueError("an absolute path")
+    return text
+
+
 SWITCH: Final = Form(_read_switch, lambda value: "on" if value else "off")
 PORT: Final = Form(_read_port)
 ADDRESS: Final = Form(_read_address, bracketed)
@@ -237,4 +244,5 @@ NETWORKS: Final = Form(_read_networks, lambda value: joined(map(_show_network, v
 PUBLIC_URL: Final = Form(_read_public_url)
 PEERS: Final = Form(_read_peers, joined)
 LEVEL: Final = Form(_read_level)
+DIRECTORY: Final = Form(_read_directory)
 RUST_LOG: Final = Form(_read_rust_log)

@@ -47,8 +47,10 @@ class TcpPorts:
         self._visitors = TcpVisitors(core)
 
     def listen(self, tunnel: Tunnel) -> None:
-        """Binds the tunnel's port. Raises ``NameTakenError`` if another program has it."""
+        """Binds the tunnel's port, unless that is done. Raises ``NameTakenError``: another program has it."""
         assert isinstance(tunnel.name, int)
+        if tunnel.id in self._servers:
+            return
         config = self._core.config
         try:
             native = listen(config.bind, tunnel.name, config.backlog)

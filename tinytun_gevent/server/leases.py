@@ -1,0 +1,98 @@
+"""Names that wait for their owners: kept beyond the process, given up when their time is over."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+import gevent
+from gevent.event import Event
+
+from ..registry import Record, Registry, Tunnel
+from .storage import Storage
+
+log = logging.getLogger("tinytun_gevent.server")
+
+PAUSE: Final = 1.0
+"""Seconds between two writes of the file at least, however fast tunnels come and go."""
+
+
+class Leases:
+    """Keeps the lease file true to the registry, and ends the leases that nobody took up.
+
+    It is watched by the server's clock.
+    """
+
+    def __init__(self, registry: Registry, storage: Storage, give_up: Callable[[Tunnel], None]) -> None:
+        """``give_up`` gets each tunnel whose lease is over; it releases it and must not block."""
+        self._registry = registry
+        self._storage = storage
+        self._give_up = give_up
+        self._dirty = Event()
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+        self._failing = False
+
+    def start(self, records: list[Record] | None = None) -> list[Tunnel]:
+        """Leases the names of ``records`` (None: those in the file), and follows the registry from now on."""
+        now = time.monotonic()
+        known = self._storage.read_leases() if records is None else records
+        restored = [tunnel for record in known if (tunnel := self._registry.restore(record, now))]
+        self._registry.on_change = self._dirty.set
+        if self._storage.directory is not None:
+            if records is not None:
+                self._dirty.set()
+            self._greenlet = gevent.spawn(self._keep)
+        return restored
+
+    def freeze(self) -> None:
+        """Writes the names as they are now, and none that come or go later; blocks while it writes.
+
+        For a server that stops: its clients say goodbye then, and are to have their names again.
+        """
+        self._registry.on_change = None
+        greenlet, self._greenlet = self._greenlet, None
+        if greenlet is not None:
+            greenlet.kill()
+            self._write(self._registry.lasting())
+
+    def abandon(self) -> None:
+        """Leaves the file to another process, which has taken over the names."""
+        self._registry.on_change = None
+        greenlet, self._greenlet = self._greenlet, None
+        if greenlet is not None:
+            greenlet.kill()
+
+    def tick(self, now: float) -> None:
+        """Ends the leases that are over at monotonic time ``now``."""
+        for tunnel in self._registry.expired(now):
+            log.info("tunnel %s: its client did not come back, its name is free", tunnel.name)
+            self._give_up(tunnel)
+
+    def _keep(self) -> None:
+        """The greenlet that writes the file after each change, at most once a :data:`PAUSE`."""
+        while True:
+            self._dirty.wait()
+            self._dirty.clear()
+            records = self._registry.lasting()
+            gevent.get_hub().threadpool.apply(self._write, (records,))
+            gevent.sleep(PAUSE)
+
+    def _write(self, records: list[Record]) -> None:
+        """Blocks its thread. A disk that is full, or gone, is told once, and again when it is back."""
+        try:
+            self._storage.write_leases(records)
+        except OSError as error:
+            if not self._failing:
+                log.warning(
+                    "%s cannot be written: %s; names opened from now on may not outlive a restart",
+                    self._storage.directory,
+                    error.strerror or error,
+                )
+            self._failing = True
+            self._dirty.set()
+            return
+        if self._failing:
+            log.warning("%s can be written again", self._storage.directory)
+        self._failing = False
