@@ -30,7 +30,7 @@ from gevent.server import StreamServer
 
 from tinytun_gevent.client import agent as agent_module
 from tinytun_gevent.client.agent import Agent
-from tinytun_gevent.client.backoff import EARLY, EARLY_MAX, FIRST, MAX, Backoff
+from tinytun_gevent.client.backoff import Backoff
 from tinytun_gevent.client.config import make_config
 from tinytun_gevent.client.events import State
 from tinytun_gevent.client.observe import Exchange, Observer
@@ -315,17 +315,6 @@ def test_a_refused_user_is_not_tried_again_later(server: FakeServer, monkeypatch
             agent.wait()
 
 
-def test_the_first_answer_to_a_ping_makes_the_next_loss_a_fresh_one(server: FakeServer) -> None:
-    with running(server) as (agent, _):
-        agent.wait_connected(DEADLINE)
-        agent._backoff.next()
-        agent._backoff.next()
-        (session,) = agent._sessions
-        assert session.first_answer.wait(DEADLINE)
-        gevent.sleep(0)
-        assert agent._backoff.next() <= FIRST
-
-
 def test_a_stopping_server_is_left_at_once_but_its_visitors_finish(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,61 +344,6 @@ def test_a_stopping_server_is_left_at_once_but_its_visitors_finish(
             gevent.sleep(0.01)
 
 
-def test_a_reloading_server_is_reached_at_once(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-
-    def next_wait(_: Backoff) -> float:
-        waits.append(0.001)
-        return waits[-1]
-
-    monkeypatch.setattr(Backoff, "next", next_wait)
-    monkeypatch.setattr(agent_module, "STEADY", 0.0)
-    with running(server) as (agent, events):
-        agent.wait_connected(DEADLINE)
-        server.sessions.get(timeout=DEADLINE).goaway()
-        events.wait_for(State.RECONNECTING)
-        events.wait_for(State.CONNECTED)
-        assert waits == []
-        monkeypatch.setattr(agent_module, "STEADY", 60.0)
-        server.sessions.get(timeout=DEADLINE).goaway()
-        events.wait_for(State.RECONNECTING)
-        events.wait_for(State.CONNECTED)
-        assert len(waits) == 1
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_waits_double_within_their_bounds() -> None:
-    clock = Clock()
-    backoff = Backoff(clock, uniform=lambda low, high: high)
-    waits = []
-    for _ in range(5):
-        waits.append(backoff.next())
-        clock.now += waits[-1]
-    assert waits == [0.5, 1, 2, 2, 2]
-    clock.now += EARLY
-    assert [backoff.next() for _ in range(5)] == [4, 8, 16, 20, 20]
-    clock.now += 1e6
-    assert backoff.next() == MAX
-    backoff.reset()
-    assert backoff.next() == FIRST
-
-
-def test_waits_are_shortened_at_random_by_up_to_half() -> None:
-    seen = []
-    for seed in range(200):
-        backoff = Backoff(Clock(), random.Random(seed).uniform)
-        seen.append([backoff.next() for _ in range(4)][-1])
-    assert EARLY_MAX / 2 <= min(seen) < EARLY_MAX * 0.6
-    assert EARLY_MAX * 0.9 < max(seen) <= EARLY_MAX
-
-
 # -- visitors -------------------------------------------------------------------
 
 
@@ -432,8 +366,8 @@ def test_data_that_arrives_before_the_service_is_connected_is_kept(
     with local_service(echo) as target, running(server, target, kind="tcp") as (agent, _):
         agent.wait_connected(DEADLINE)
         gate = gevent.event.Event()
-        dial = agent._dialer.dial
-        monkeypatch.setattr(agent._dialer, "dial", lambda: (gate.wait(), dial())[1])
+        dial = agent._crowd.dialer.dial
+        monkeypatch.setattr(agent._crowd.dialer, "dial", lambda: (gate.wait(), dial())[1])
         stream, collector = visit(server)
         stream.sendall(b"early ")
         stream.sendall(b"words")
@@ -584,13 +518,13 @@ def test_localhost_is_found_on_either_address_and_remembered(server: FakeServer)
         port = int(target.rpartition(":")[2])
         with running(server, str(port), kind="tcp") as (agent, _):
             agent.wait_connected(DEADLINE)
-            assert agent._dialer._addresses[0][1][0] == "::1"
+            assert agent._crowd.dialer._addresses[0][1][0] == "::1"
             for _ in range(2):
                 stream, collector = visit(server)
                 stream.sendall(b"x")
                 stream.shutdown()
                 assert collector.whole() == b"x"
-                assert agent._dialer._addresses[0][1][0] == "127.0.0.1"
+                assert agent._crowd.dialer._addresses[0][1][0] == "127.0.0.1"
 
 
 def test_a_unix_socket_as_target(server: FakeServer, tmp_path: Any) -> None:

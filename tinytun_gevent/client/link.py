@@ -64,15 +64,20 @@ def wish_of(request: OpenRequest) -> str:
     return f"port {request.port}" if request.port else "a port"
 
 
-def part(session: Session) -> None:
-    """Close, after the server if it is quick: ours may overtake a visitor's last bytes. Blocks."""
+def part(session: Session) -> bool:
+    """Close, after the server if it is quick: ours may overtake a visitor's last bytes. Blocks.
+
+    Whether the server has closed it, and so has heard the goodbye.
+    """
+    heard = False
     try:
         session.goaway()
         session.finish_writing()
-        session.closed.wait(FAREWELL)
+        heard = session.closed.wait(FAREWELL) and session.error is None
     except OSError:
         pass
     session.close()
+    return heard
 
 
 def see_off(session: Session) -> None:
