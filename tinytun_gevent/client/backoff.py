@@ -21,7 +21,7 @@ MAX = 20.0
 
 LASTING = 10.0
 """Seconds that a connection must have served before its loss counts as a new one. The answer to its
-first PING proves too little: a server that answers and dies, again and again, would be asked twice a second."""
+first PING is no proof: a server that answers and dies, time and again, would be asked twice a second."""
 
 HANDOVER = 0.1
 """Longest wait in seconds when a server says that it stops: one that reloads serves already in another

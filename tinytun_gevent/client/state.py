@@ -53,7 +53,7 @@ else:
     import fcntl
 
     def _lock(descriptor: int) -> None:
-        """Locks without waiting; raises OSError if who has opened it elsewhere, in any process, has the lock."""
+        """Locks without waiting; raises OSError if another opening of the file has the lock."""
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _is_ours(descriptor: int) -> bool:
