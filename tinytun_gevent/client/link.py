@@ -7,7 +7,7 @@ from collections.abc import Callable
 import gevent
 from gevent.event import Event
 
-from ..errors import SessionClosedError
+from ..errors import PeerSilentError, SessionClosedError
 from ..session import Session
 from ..stream import Stream
 from ..wire.handshake import Kind, OpenReply, OpenRequest
@@ -67,13 +67,14 @@ def wish_of(request: OpenRequest) -> str:
 def part(session: Session) -> bool:
     """Close, after the server if it is quick: ours may overtake a visitor's last bytes. Blocks.
 
-    Whether the server has closed it, and so has heard the goodbye.
+    Whether the server has shown that it is there, and so hears the goodbye.
     """
     heard = False
     try:
         session.goaway()
         session.finish_writing()
-        heard = session.closed.wait(FAREWELL) and session.error is None
+        # Our half is closed, so that what asks for an answer ends the session with an error; but it came.
+        heard = session.closed.wait(FAREWELL) and not isinstance(session.error, PeerSilentError)
     except OSError:
         pass
     session.close()
