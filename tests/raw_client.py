@@ -45,11 +45,12 @@ class RawClient:
         port: int | None = None,
         join: RawClient | None = None,
         waits: bool = True,
+        resume: bytes | None = None,
     ) -> None:
         """``window`` is how many bytes the server may send on a stream before it must wait.
 
         With ``join`` it is another session of that client's tunnel; ``waits`` is whether to
-        wait until the server counts it among the others.
+        wait until the server counts it among the others. ``resume`` is the token to show.
         """
         self.sock = connect(server.connection_port)
         if port is None:
@@ -58,12 +59,16 @@ class RawClient:
             wish = b"x-tinytun-type: tcp\r\nx-tinytun-port: %d" % port
         if join is not None:
             wish = b"x-tinytun-join: %b %b" % (join.connection_id, join.key)
+        if resume is not None:
+            wish += b"\r\nx-tinytun-resume: " + resume
         self.sock.sendall(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n%b\r\n\r\n" % (server.connection_port, wish))
         head = Source(self.sock).until(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 "), head
         #: What another session needs to join the tunnel.
         self.connection_id = Response(head).get(b"x-tinytun-connection-id") or b""
         self.key = Response(head).get(b"x-tinytun-join") or b""
+        #: What to show to get the name back.
+        self.token = Response(head).get(b"x-tinytun-resume") or b""
         self._conn = H2Connection(H2Configuration(client_side=False, header_encoding=None))
         self._conn.local_settings = Settings(
             client=False,
@@ -110,6 +115,18 @@ class RawClient:
         while b"\r\n\r\n" not in head:
             head += self.next(DataReceived).data or b""
         return head
+
+    def next_request_data(self) -> tuple[int, bytes]:
+        """The next stream, accepted, and the first bytes that came on it."""
+        stream_id = self.next(RequestReceived).stream_id or 0
+        self.accept(stream_id)
+        return stream_id, self.next_data(stream_id)
+
+    def next_data(self, stream_id: int) -> bytes:
+        """What comes next on a stream; what comes on others is dropped."""
+        while (event := self.next(DataReceived)).stream_id != stream_id:
+            pass
+        return event.data or b""
 
     def accept(self, stream_id: int) -> None:
         with self._lock:

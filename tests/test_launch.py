@@ -14,6 +14,8 @@ import pytest
 from free_ports import free_ports
 from server_process import COMMAND, DEADLINE, ROOT, ServerProcess, environment, is_gone, wait_for
 
+from tinytun_gevent.server import launch
+
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="gunicorn needs POSIX")
 
 
@@ -228,3 +230,36 @@ def test_the_ports_are_those_that_were_asked_for() -> None:
         assert (server.connection_port, server.proxy_port) == (connection, proxy)
         for port in (connection, proxy):
             socket.create_connection(("127.0.0.1", port), timeout=DEADLINE).close()
+
+
+def test_two_servers_do_not_share_a_state_directory(tmp_path: Path) -> None:
+    environ = environment(STATE_DIR=str(tmp_path))
+    with ServerProcess(environ=environ) as server:
+        server.wait_serving()
+        done = run(STATE_DIR=str(tmp_path))
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert f"STATE_DIR={tmp_path}: another tinytun-server uses it" in done.stderr
+        server.process.kill()
+        server.wait()
+    with ServerProcess(environ=environ) as server:
+        server.wait_serving()
+
+
+@pytest.mark.parametrize(
+    ("variables", "user", "expected"),
+    [
+        ({"STATE_DIRECTORY": "/run/s:/run/t", "XDG_STATE_HOME": "/x"}, 0, "/run/s/5554"),
+        ({}, 0, "/var/lib/tinytun-server/5554"),
+        ({"XDG_STATE_HOME": "/x"}, 1000, "/x/tinytun-server/5554"),
+        ({"XDG_STATE_HOME": "relative", "HOME": "/home/a"}, 1000, "/home/a/.local/state/tinytun-server/5554"),
+    ],
+)
+def test_the_state_directory_is_where_the_system_wants_it(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], user: int, expected: str
+) -> None:
+    for name in ("STATE_DIRECTORY", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch.os, "geteuid", lambda: user)
+    assert launch.default_directory(5554) == expected

@@ -9,7 +9,7 @@ import pytest
 
 from tinytun_gevent import names
 from tinytun_gevent.errors import NameTakenError, RefusedError, TryLaterError
-from tinytun_gevent.registry import MAX_SESSIONS, TRY_AGAIN, Registry, Tunnel
+from tinytun_gevent.registry import LEASE, MAX_SESSIONS, TRY_AGAIN, Record, Registry, Tunnel
 from tinytun_gevent.wire.handshake import Kind, is_subdomain
 
 
@@ -244,3 +244,89 @@ def test_a_released_tunnel_cannot_be_joined(registry: Registry) -> None:
         registry.join(tunnel.id, tunnel.key)
     registry.release(tunnel)
     assert registry.join(successor.id, successor.key) is successor
+
+
+# -- whose a name is ----------------------------------------------------------------------------------
+
+
+def leased(registry: Registry, *, opener: str = "me") -> tuple[Tunnel, str]:
+    """The tunnel ``app`` of ``opener``, lost at time 100, and its token."""
+    tunnel = registry.claim(Kind.HTTP, subdomain="app", opener=opener, resume="")
+    tunnel.promised -= 1
+    registry.establish(tunnel)
+    registry.lease(tunnel, 100.0)
+    return tunnel, registry.token_of(tunnel)
+
+
+def test_a_leased_tunnel_is_resumed_by_its_token_alone(registry: Registry) -> None:
+    tunnel, token = leased(registry)
+    assert list(registry.listed()) == []
+    for opener, shown in (("me", None), ("me", ""), ("me", token[:-1] + "x"), ("you", token)):
+        with pytest.raises(NameTakenError):
+            registry.claim(Kind.HTTP, subdomain="app", opener=opener, resume=shown)
+    assert registry.claim(Kind.HTTP, subdomain="APP", opener="me", resume=token) is tunnel
+    assert (tunnel.promised, registry.token_of(tunnel)) == (1, token)
+
+
+def test_a_token_is_of_one_name_one_tunnel_one_opener_and_one_secret(registry: Registry) -> None:
+    tunnel, token = leased(registry)
+    other = registry.claim(Kind.TCP, port=30000, opener="me", resume="")
+    assert registry.token_of(other) != token
+    tunnel.opener = "you"
+    assert registry.token_of(tunnel) != token
+    tunnel.opener = "me"
+    assert registry.token_of(tunnel) == token
+    same = Registry(["example.com"], secret=b"x" * 32).token_of(tunnel)
+    assert same != token
+    assert same == Registry(["example.org"], secret=b"x" * 32).token_of(tunnel)
+
+
+def test_a_lease_is_over_after_its_time_unless_its_owner_is_coming(registry: Registry) -> None:
+    tunnel, token = leased(registry)
+    assert registry.expired(100.0 + LEASE - 0.1) == []
+    assert registry.expired(100.0 + LEASE) == [tunnel]
+    registry.claim(Kind.HTTP, subdomain="app", opener="me", resume=token)
+    assert registry.expired(100.0 + LEASE) == []
+    registry.establish(tunnel)
+    tunnel.promised -= 1
+    assert registry.expired(100.0 + LEASE) == []
+
+
+def test_what_lasts_is_what_has_an_owner(registry: Registry) -> None:
+    changes: list[None] = []
+    registry.on_change = lambda: changes.append(None)
+    registry.claim(Kind.HTTP, subdomain="never-came-up", resume="")
+    established(registry)
+    assert (registry.lasting(), changes) == ([], [])
+    registry.release(registry.tunnels["app"])
+    tunnel, _ = leased(registry)
+    assert registry.lasting() == [Record(Kind.HTTP, "app", tunnel.id, "me", True)]
+    registry.release(tunnel)
+    assert (registry.lasting(), len(changes)) == ([], 2)
+
+
+def test_what_was_remembered_is_leased_under_the_same_token(registry: Registry) -> None:
+    tunnel, token = leased(registry)
+    (record,) = registry.lasting()
+    assert registry.restore(record, 5.0) is None, "the name is taken"
+    registry.release(tunnel)
+    again = registry.restore(record, 5.0)
+    assert again is not None
+    assert (again.leased_until, registry.token_of(again)) == (5.0 + LEASE, token)
+    assert again.url == "http://app.example.com:5555"
+    assert registry.claim(Kind.HTTP, subdomain="app", opener="me", resume=token) is again
+
+
+@pytest.mark.parametrize("name", ["not a name", "", 29999])
+def test_a_remembered_name_that_nobody_may_have_is_forgotten(registry: Registry, name: str | int) -> None:
+    kind = Kind.HTTP if isinstance(name, str) else Kind.TCP
+    assert registry.restore(Record(kind, name, "0" * 32, "", True), 0.0) is None
+    assert registry.tunnels == {}
+
+
+def test_a_name_without_owner_is_kept_for_its_visitors_only(registry: Registry) -> None:
+    """Handed over by another process: a client that knows no tokens gets it back by asking first."""
+    tunnel = registry.restore(Record(Kind.HTTP, "app", "0" * 32, "", False), 0.0)
+    assert registry.claim(Kind.HTTP, subdomain="app") is tunnel
+    with pytest.raises(NameTakenError):
+        registry.claim(Kind.HTTP, subdomain="app")

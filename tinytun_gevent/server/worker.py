@@ -19,9 +19,11 @@ from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
 from .. import __version__, garbage
+from ..registry import Record
 from . import logs
 from .app import Serving
 from .config import ServerConfig
+from .handover import Handover, Predecessor, Successor, take_over
 
 log = logging.getLogger("tinytun_gevent.server")
 
@@ -58,13 +60,55 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serves; returns when everything has been drained."""
-        self._serving.start()
+        predecessor = self._take_over()
+        self._serving.start(predecessor)
         garbage.calm()
+        self._offer()
+        if predecessor is not None:
+            self._welcome(predecessor)
         self._announce()
         while self.alive:
             self.notify()
             self._stopping.wait(NOTIFY)
         self._drain()
+
+    def _take_over(self) -> Predecessor | None:
+        """What the worker that serves until now leaves to this one, on a reload."""
+        directory = self._serving.core.storage.directory
+        return None if directory is None else take_over(directory)
+
+    def _welcome(self, predecessor: Predecessor) -> None:
+        """Takes the visitors of the worker before, which learns now that it may go."""
+        try:
+            predecessor.confirm()
+        except OSError as error:
+            log.warning("the previous worker ended before it could hand over its visitors: %s", error)
+            return
+        gevent.spawn(self._welcome_visitors, predecessor)
+
+    def _welcome_visitors(self, predecessor: Predecessor) -> None:
+        for sock, moved in predecessor.visitors():
+            self._serving.welcome(sock, moved)
+
+    def _offer(self) -> None:
+        """Lets the worker of the next reload take over."""
+        directory = self._serving.core.storage.directory
+        if directory is not None:
+            self._handover = Handover(directory, self)
+            self._handover.start()
+
+    def pause(self) -> tuple[list[Record], dict[int, int]]:
+        """See `handover.Old`."""
+        return self._serving.pause()
+
+    def resume(self) -> None:
+        self._serving.resume()
+
+    def hand_over(self, successor: Successor) -> None:
+        """Another worker serves: this one ends when its visitors have moved or left."""
+        self._serving.hand_over(successor)
+        self.alive = False
+        self._stopping.set()
 
     def _announce(self) -> None:
         """Tells the log, and the master, that this worker serves."""
