@@ -124,8 +124,12 @@ class Predecessor:
             self._channel.close()
 
 
-def take_over(directory: Path) -> Predecessor | None:
-    """What a worker that still serves leaves to this one; None if there is none. Blocks."""
+def take_over(directory: Path, master: int) -> Predecessor | None:
+    """What a worker of the process ``master`` that still serves leaves to this one. Blocks.
+
+    None if there is none: also while two masters serve side by side, which would take from each other
+    for ever.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(PATIENCE)
@@ -136,12 +140,12 @@ def take_over(directory: Path) -> Predecessor | None:
     channel = Channel(sock, PATIENCE)
     ports: dict[int, int] = {}
     try:
-        channel.send({"wants": VERSION})
+        channel.send({"wants": [VERSION, master]})
         records: list[Record] = []
         while True:
             received = channel.receive()
             if received is None:
-                raise OSError("it ended")
+                raise OSError("it refused")
             message, descriptors = received
             ports.update(zip(message["ports"], descriptors, strict=True))
             if "names" in message:
@@ -158,7 +162,8 @@ def take_over(directory: Path) -> Predecessor | None:
 class Handover:
     """Waits for the worker that is to follow, for as long as this one serves."""
 
-    def __init__(self, directory: Path, old: Old) -> None:
+    def __init__(self, directory: Path, master: int, old: Old) -> None:
+        self._master = master
         self._path = directory / FILE
         self._old = old
         self._listener: socket.socket | None = None
@@ -205,7 +210,7 @@ class Handover:
 
     def _answer(self, channel: Channel) -> bool:
         """Hands over to whoever is at the other end; whether he serves now."""
-        if _word(channel, "wants") != VERSION:
+        if _word(channel, "wants") != [VERSION, self._master]:
             return False
         records, ports = self._old.pause()
         serves: bool = False

@@ -75,7 +75,7 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
     def _take_over(self) -> Predecessor | None:
         """What the worker that serves until now leaves to this one, on a reload."""
         directory = self._serving.core.storage.directory
-        return None if directory is None else take_over(directory)
+        return None if directory is None else take_over(directory, self.ppid)
 
     def _welcome(self, predecessor: Predecessor) -> None:
         """Takes the visitors of the worker before, which learns now that it may go."""
@@ -94,7 +94,7 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         """Lets the worker of the next reload take over."""
         directory = self._serving.core.storage.directory
         if directory is not None:
-            self._handover = Handover(directory, self)
+            self._handover = Handover(directory, self.ppid, self)
             self._handover.start()
 
     def pause(self) -> tuple[list[Record], dict[int, int]]:
@@ -127,7 +127,7 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
 
     def _drain(self) -> None:
         """Stops accepting at once; running exchanges finish within DRAIN_TIMEOUT, unless hurried."""
-        patience = 0.0 if self._hurried else self._config.drain_timeout
+        patience = 0.0 if self._hurried else self._patience()
         busy = self._serving.core.busy
         log.info("stopping: %s", f"{busy} exchanges may take {patience:g} s to finish" if busy else "idle")
         drain = gevent.spawn(self._serving.stop, time.monotonic() + patience)
@@ -140,6 +140,12 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
                 drain.kill(block=False)
                 break
         log.info("stopped%s", "" if drain.ready() and drain.value else ": some exchanges were cut off")
+
+    def _patience(self) -> float:
+        """Seconds for what runs: more of them where another worker serves, and nobody waits for this one."""
+        if self._serving.core.successor is None:
+            return self._config.drain_timeout
+        return self._config.reload_timeout
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """TERM: drain."""
