@@ -89,6 +89,14 @@ def test_the_first_time_a_token_is_asked_for_and_nothing_is_written(tmp_path: Pa
     assert not (tmp_path / "new").exists()
 
 
+def test_nothing_is_said_of_a_directory_that_is_not_there_yet(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    assert claim(tmp_path / "new").show() == ""
+    assert caplog.records == []
+
+
 def test_a_token_is_shown_by_this_client_and_by_the_next_one(tmp_path: Path) -> None:
     directory = tmp_path / "deep" / "new"
     one = claim(directory)

@@ -180,6 +180,8 @@ def remove_old(directory: str) -> None:
                 if entry.name.endswith(SUFFIX) and entry.stat(follow_symlinks=False).st_mtime < before:
                     with contextlib.suppress(OSError):
                         _remove(entry.path, _open_locked(entry.path))
+    except FileNotFoundError:
+        pass
     except OSError as error:
         log.debug("%s: %s", directory, error.strerror or error)
 
