@@ -166,6 +166,8 @@ class Visitor:
         """Serves requests until either side ends the connection; closes the socket."""
         head: bytes | None = b""
         try:
+            if self._core.successor is not None:  # accepted in the very moment of the handover
+                raise Interrupted
             self._take_proxy_header()
             while (head := self._read_head()) is not None:
                 self._wait_exchange()
@@ -272,11 +274,15 @@ class Visitor:
 
     def _withdraw(self, exchange: Exchange, head: bytes) -> bool:
         """Moves with a request that found no session here, of which nothing has been sent."""
-        if self._core.successor is None or exchange.stream is not None or not exchange.withdraw():
+        if self._core.successor is None or exchange.stream is not None or exchange.over:
             return False
         self.exchange = None
+        if not self._move(head):
+            self.exchange = exchange
+            return False
+        exchange.over = True
         self._core.end()
-        return self._move(head)
+        return True
 
     def _continue_upgraded(self, exchange: Exchange) -> None:
         """After the service's 101 the connection is opaque; before it, it is not."""
