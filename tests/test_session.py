@@ -49,7 +49,8 @@ from tinytun_gevent.errors import (
     StreamResetError,
 )
 from tinytun_gevent.flow import INITIAL_WINDOW
-from tinytun_gevent.session import PROBES, Session
+from tinytun_gevent.keepalive import PROBES
+from tinytun_gevent.session import Session
 from tinytun_gevent.stream import CANCEL, REFUSED_STREAM, Stream
 from tinytun_gevent.wire.http2 import MAX_WINDOW, PREFACE
 
@@ -504,7 +505,7 @@ def test_the_round_trip_is_asked_for_several_times_at_the_start() -> None:
             for _ in range(PROBES):
                 peer.wait(PingFrame)
             starting.get()
-            wait_until(lambda: not session.liveness.awaited)
+            wait_until(lambda: not session.keep_alive.liveness.awaited)
         assert 0 < session.min_rtt < 5
     finally:
         session.close()
@@ -1076,11 +1077,11 @@ def _stall() -> None:
     with wire, session_pair(sockets=(one, other)) as pair:
         near, far = pair.open()
         wire.black_hole()
-        wait_until(lambda: pair.opener.liveness.awaited and pair.acceptor.liveness.awaited)
+        wait_until(lambda: pair.opener.keep_alive.liveness.awaited and pair.acceptor.keep_alive.liveness.awaited)
         gevent.sleep(2)
         wire.heal()
         near.stream.sendall(b"alive")
         assert far.wait(5) == b"alive"
-        wait_until(lambda: not (pair.opener.liveness.awaited or pair.acceptor.liveness.awaited))
+        wait_until(lambda: not (pair.opener.keep_alive.liveness.awaited or pair.acceptor.keep_alive.liveness.awaited))
         assert not pair.opener.closed.is_set()
         assert not pair.acceptor.closed.is_set()

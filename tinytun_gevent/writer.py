@@ -126,15 +126,20 @@ class Writer:
             self._flush_due = True
             self._loop.run_callback(self._flush)
 
-    def wait_drained(self) -> None:
-        """Blocks while more than :data:`CONTROL_LIMIT` bytes of control frames wait."""
+    def wait_drained(self, patience: float | None = None) -> bool:
+        """Blocks while more than :data:`CONTROL_LIMIT` bytes of control frames wait.
+
+        False after ``patience`` seconds within which they did not leave.
+        """
         while len(self._control) > CONTROL_LIMIT:
             self._drained.clear()
-            self._drained.wait()
+            if not self._drained.wait(patience) and len(self._control) > CONTROL_LIMIT:
+                return False
+        return True
 
     def wait_empty(self) -> None:
         """Blocks until all that is queued or half sent is with the kernel, or cannot be sent."""
-        self._lock.acquire()
+        self._wait_turn()
         self._drain()
 
     @property
@@ -161,7 +166,7 @@ class Writer:
         ``allow`` gets the bytes wanted when the turn has come, and answers and charges what
         the windows permit, or raises. Blocks for the turn and until the kernel has the frame.
         """
-        self._lock.acquire()
+        self._wait_turn()
         try:
             count = allow(min(len(payload), self._turn()))
             if count:
@@ -183,7 +188,7 @@ class Writer:
         Returns the bytes read: 0 at the end of the input, -1 if there was nothing. ``gate``
         says how many of the bytes may be passed on; it keeps the others and may raise.
         """
-        self._lock.acquire()
+        self._wait_turn()
         try:
             buffer = _scratch.pop()
         except IndexError:
@@ -216,6 +221,14 @@ class Writer:
                 self._lock.release()
             else:
                 self._release()
+
+    def _wait_turn(self) -> None:
+        """Blocks until it is this greenlet's turn."""
+        try:
+            self._lock.acquire()
+        except BaseException:
+            self.control()  # what was left to this sender's frame
+            raise
 
     def _turn(self) -> int:
         """Bytes of DATA for the turn that begins."""
