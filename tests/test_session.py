@@ -54,7 +54,7 @@ from tinytun_gevent.session import Session
 from tinytun_gevent.stream import CANCEL, REFUSED_STREAM, Stream
 from tinytun_gevent.wire.http2 import MAX_WINDOW, PREFACE
 
-PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR = 1, 3, 5, 6
+PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR, COMPRESSION_ERROR = 1, 3, 5, 6, 9
 HEADER_TABLE_SIZE, MAX_CONCURRENT, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 3, 4, 5
 
 
@@ -290,7 +290,7 @@ def test_a_peer_that_resizes_its_table_reads_the_next_block(opener: bool, sizes:
 
 def test_sizes_of_the_table_do_not_pile_up() -> None:
     with raw_peer(opener=True) as (session, peer, _):
-        for size in range(100):
+        for size in range(60):
             peer.send(SettingsFrame(0, {HEADER_TABLE_SIZE: size}))
             with deadline():
                 peer.wait(SettingsFrame, ack=True)
@@ -451,7 +451,7 @@ def test_a_window_update_with_a_flag_that_nobody_knows_counts() -> None:
     with raw_peer(opener=True) as (session, peer, _):
         inbox = Inbox(session.open())
         session.flush()
-        peer.send(raw(8, (4096).to_bytes(4, "big"), 0x40, 1), data_frame(1, b"x"))
+        peer.send(raw(8, (4096).to_bytes(4, "big"), 0x40, 1), headers_frame(1, b"\x88"), data_frame(1, b"x"))
         assert inbox.wait(1) == b"x"
         assert inbox.stream.send_window == 65535
         assert inbox.stream.allowance == 65535 + 4096
@@ -567,12 +567,15 @@ def raw(kind: int, payload: bytes = b"", flags: int = 0, stream_id: int = 0) -> 
         ([raw(0, b"x", 0, 5)], PROTOCOL_ERROR),
         ([raw(1, ORIGINAL_REQUEST, 4, 0)], PROTOCOL_ERROR),
         ([raw(1, ORIGINAL_REQUEST, 4, 2)], PROTOCOL_ERROR),
-        ([raw(1, b"\xff" * 20, 4, 3)], PROTOCOL_ERROR),
+        ([raw(1, b"\xff" * 20, 4, 3)], COMPRESSION_ERROR),
+        ([raw(1, b"\x3f\xe2\x1f" + ORIGINAL_REQUEST, 4, 3)], COMPRESSION_ERROR),
         ([raw(1, ORIGINAL_REQUEST, 0, 3), raw(0, b"x", 0, 1)], PROTOCOL_ERROR),
         ([raw(1, ORIGINAL_REQUEST, 0, 3), raw(6, b"12345678")], PROTOCOL_ERROR),
         ([raw(9, ORIGINAL_REQUEST, 4, 3)], PROTOCOL_ERROR),
         ([raw(3, b"\0\0\0\x08", 0, 0)], PROTOCOL_ERROR),
         ([raw(3, b"\0\0\x08", 0, 1)], FRAME_SIZE_ERROR),
+        ([raw(3, b"\0\0\0\x08", 0, 99)], PROTOCOL_ERROR),
+        ([raw(1, ORIGINAL_REQUEST, 0, 3), raw(0, b"\0x", 8, 1)], PROTOCOL_ERROR),
         ([raw(4, b"\0\4\x80\0\0\0")], FLOW_CONTROL_ERROR),
         ([raw(4, b"\0\5\0\0\0\1")], PROTOCOL_ERROR),
         ([raw(4, b"\0\5\0\0")], FRAME_SIZE_ERROR),
@@ -590,11 +593,14 @@ def raw(kind: int, payload: bytes = b"", flags: int = 0, stream_id: int = 0) -> 
         "HEADERS without a stream",
         "HEADERS on an even stream",
         "a block that does not unpack",
+        "a table over 4096 bytes",
         "DATA inside a block",
         "PING inside a block",
         "CONTINUATION of nothing",
         "RST_STREAM without a stream",
         "a short RST_STREAM",
+        "RST_STREAM on an idle stream",
+        "padded DATA inside a block",
         "an initial window over 2^31-1",
         "frames of 1 byte",
         "a short SETTINGS",
@@ -613,8 +619,7 @@ def test_a_peer_that_breaks_http2_is_told_so_and_left(frames: list[bytes], code:
         wait_until(lambda: pair.accepted)
         peer.send(*frames)
         with deadline():
-            # h2 takes some mistakes with a length, and those of HPACK, for ones of the protocol.
-            assert peer.wait_goaway().error_code in {code, PROTOCOL_ERROR}
+            assert peer.wait_goaway().error_code == code
             session.closed.wait()
             peer.wait_end()
         assert isinstance(session.error, PeerProtocolError)
@@ -673,20 +678,22 @@ def test_a_flood_of_small_frames_takes_no_memory_and_no_other_stream_s_turn(fram
         flood.kill()
 
 
-def test_resets_in_quick_succession_cost_nothing_lasting() -> None:
-    with raw_peer(opener=False, max_streams=100) as (session, peer, pair):
+def test_streams_that_were_of_use_may_be_reset_in_any_number() -> None:
+    """What moved bytes is no rapid reset, and nothing of it stays."""
+    count = 10_000
+    with raw_peer(opener=False, max_streams=count) as (session, peer, pair):
         reader = gevent.spawn(peer.wait_end)
-        for start in range(1, 20_001, 2000):
-            burst = [
-                headers_frame(number).serialize() + RstStreamFrame(number, error_code=8).serialize()
-                for number in range(start, start + 2000, 2)
-            ]
-            peer.send(*burst)
-        wait_until(lambda: session.streams_opened == 10_000)
-        wait_until(lambda: session.stream_count == 0)
-        peer.send(headers_frame(20_001), data_frame(20_001, b"fine"))
-        wait_until(lambda: pair.accepted[-1].stream.id == 20_001)
+        for number in range(1, 2 * count, 2):
+            peer.send(headers_frame(number))
+            wait_until(lambda: len(pair.accepted))
+            pair.accepted.pop().stream.sendall(b"x")
+            peer.send(RstStreamFrame(number, error_code=8))
+        peer.send(headers_frame(2 * count + 1), data_frame(2 * count + 1, b"fine"))
+        wait_until(lambda: pair.accepted)
         assert pair.accepted[-1].wait(4) == b"fine"
+        assert session.stream_count == 1
+        assert len(session.conn._closed_streams) <= session.conn.MAX_CLOSED_STREAMS
+        assert len(session.conn.streams) == 0
         reader.kill()
 
 
@@ -1077,11 +1084,11 @@ def _stall() -> None:
     with wire, session_pair(sockets=(one, other)) as pair:
         near, far = pair.open()
         wire.black_hole()
-        wait_until(lambda: pair.opener.keep_alive.liveness.awaited and pair.acceptor.keep_alive.liveness.awaited)
+        wait_until(lambda: all(end.keep_alive.liveness.awaited for end in (pair.opener, pair.acceptor)))
         gevent.sleep(2)
         wire.heal()
         near.stream.sendall(b"alive")
         assert far.wait(5) == b"alive"
-        wait_until(lambda: not (pair.opener.keep_alive.liveness.awaited or pair.acceptor.keep_alive.liveness.awaited))
+        wait_until(lambda: not any(end.keep_alive.liveness.awaited for end in (pair.opener, pair.acceptor)))
         assert not pair.opener.closed.is_set()
         assert not pair.acceptor.closed.is_set()

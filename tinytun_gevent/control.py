@@ -182,6 +182,8 @@ class Control:
         now = self._now
         if remote and not self._session.opener and is_rapid(now, stream.accepted_at, stream.sent):
             self._session.guard.reset(now)
+        if not remote:
+            self._session.guard.abandoned(stream.receive_window.credit)
         self._session.remove(stream, StreamClosedBy.RECV_RST_STREAM)
         error = StreamResetError(code, remote=remote)
         if error.is_refusal:

@@ -144,7 +144,7 @@ class Guard:
             self.empty_data(now)
         self._stray_bytes -= length
         if self._stray_bytes < 0:
-            raise PeerProtocolError("the peer sent DATA on and on for streams that are over", FLOW_CONTROL_ERROR)
+            raise PeerProtocolError("the peer sent DATA on and on for closed streams", FLOW_CONTROL_ERROR)
 
     # -- frames -------------------------------------------------------------
 

@@ -119,13 +119,13 @@ class Incoming:
         self._session.close(error, error.code)
 
     def _wait_drained(self) -> None:
-        """Blocks while too much waits for the peer. Raises :class:`PeerProtocolError` if that takes nothing."""
+        """Blocks while too much waits for the peer; raises ``PeerProtocolError`` if that takes nothing."""
         writer, sock = self._session.writer, self._session.end.sock
         taken = writer.sent, sockets.acknowledged(sock)
         while not writer.wait_drained(STALLED):
             before, taken = taken, (writer.sent, sockets.acknowledged(sock))
             if taken == before:
-                raise PeerProtocolError("the peer does not read what it makes us answer", guard.ENHANCE_YOUR_CALM)
+                raise PeerProtocolError("the peer does not read our answers", guard.ENHANCE_YOUR_CALM)
 
     def _receive(self, view: memoryview) -> None:
         """Takes the bytes of one read. Nothing in here switches greenlets."""

@@ -34,7 +34,7 @@ from tinytun_gevent.incoming import MAX_FRAME, UNKNOWN_RTT, Incoming
 from tinytun_gevent.keepalive import KeepAlive
 from tinytun_gevent.pacing import Pacing
 from tinytun_gevent.sockets import Buffer, End, end_of
-from tinytun_gevent.stream import NO_ERROR, REFUSED_STREAM, Gate, Stream
+from tinytun_gevent.stream import NO_ERROR, Gate, Stream
 from tinytun_gevent.wire import http2
 from tinytun_gevent.writer import CONTROL_LIMIT, SMALL, Writer
 

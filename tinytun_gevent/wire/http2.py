@@ -281,7 +281,8 @@ class Connection(H2Connection):
 
     def is_over(self, stream_id: int) -> bool:
         """Whether there was a stream of this number and it is closed; call it for one that is not open."""
-        highest = self.highest_outbound_stream_id if self.config.client_side else self.highest_inbound_stream_id
+        opens = self.config.client_side
+        highest = self.highest_outbound_stream_id if opens else self.highest_inbound_stream_id
         return bool(stream_id & 1) and stream_id <= highest
 
     def was_reset_by_us(self, stream_id: int) -> bool:
