@@ -169,7 +169,10 @@ class Control:
         session = self._session
         if session.on_stream is None or not session.takes_streams:
             return False
-        session.on_stream(session.add(stream_id, fields))
+        stream = session.add(stream_id, fields)
+        session.on_stream(stream)
+        if stream.error is not None:  # refused after all, as one too many for all sessions together
+            self._reset_made()
         return True
 
     def _refused(self) -> None:
