@@ -115,7 +115,7 @@ class Incoming:
         if not isinstance(error, PeerProtocolError):
             error = PeerProtocolError(f"the peer broke HTTP/2: {error}", code)
         if not self._session.closing:
-            log.warning("the session with %s is ended: %s", self._session.peer, error)
+            log.warning("ended the session with %s, code %d: %s", self._session.peer, error.code, error)
         self._session.close(error, error.code)
 
     def _wait_drained(self) -> None:
