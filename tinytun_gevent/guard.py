@@ -61,7 +61,7 @@ class Allowance:
 
     def __init__(self, burst: int, rate: float) -> None:
         self._step = 1.0 / rate
-        self._span = (burst + 0.5) / rate  # half a token for what floating point loses
+        self._span = (burst + 0.001) / rate  # a bit of a token for what floating point loses
         self._full_at = 0.0
 
     def take(self, now: float, count: int = 1) -> bool:
