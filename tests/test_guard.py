@@ -18,13 +18,18 @@ NOW = 1_000_000.0
 
 
 def count_until_refused(charge: Callable[[], object]) -> int:
-    for count in range(100_000):
-        try:
+    count = 0
+
+    def charge_on() -> None:
+        nonlocal count
+        while count < 100_000:
             charge()
-        except PeerProtocolError as error:
-            assert error.code == ENHANCE_YOUR_CALM
-            return count
-    raise AssertionError("never refused")
+            count += 1
+
+    with pytest.raises(PeerProtocolError) as caught:
+        charge_on()
+    assert caught.value.code == ENHANCE_YOUR_CALM
+    return count
 
 
 # -- the bucket ---------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The resets of an opener: as many as its peer takes for honest, the others later; and visitors in a hurry."""
+"""The resets of an opener: as many as its peer takes for honest, the others later; visitors in a hurry."""
 
 from __future__ import annotations
 

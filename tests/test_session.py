@@ -41,14 +41,17 @@ from hyperframe.frame import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tinytun_gevent import incoming, writer
 from tinytun_gevent.errors import (
     PeerProtocolError,
     PeerSilentError,
     SessionClosedError,
+    SessionError,
     StreamLimitError,
     StreamResetError,
 )
 from tinytun_gevent.flow import INITIAL_WINDOW
+from tinytun_gevent.guard import ENHANCE_YOUR_CALM
 from tinytun_gevent.keepalive import PROBES
 from tinytun_gevent.session import Session
 from tinytun_gevent.stream import CANCEL, REFUSED_STREAM, Stream
@@ -695,6 +698,105 @@ def test_streams_that_were_of_use_may_be_reset_in_any_number() -> None:
         assert len(session.conn._closed_streams) <= session.conn.MAX_CLOSED_STREAMS
         assert len(session.conn.streams) == 0
         reader.kill()
+
+
+def test_an_answer_begins_with_the_200() -> None:
+    with raw_peer(opener=True) as (session, peer, _):
+        inbox = Inbox(session.open())
+        session.flush()
+        peer.send(data_frame(1, b"too early"))
+        with deadline():
+            assert peer.wait_goaway().error_code == PROTOCOL_ERROR
+        assert isinstance(inbox.wait_error(), PeerProtocolError)
+        assert not inbox.received
+
+
+@pytest.mark.parametrize("padding", [None, 3])
+def test_what_is_under_way_when_we_reset_a_stream_is_dropped_as_far_as_its_window_went(
+    padding: int | None,
+) -> None:
+    with raw_peer(opener=False) as (session, peer, pair):
+        peer.send(headers_frame(1), data_frame(1, bytes(1000)))
+        wait_until(lambda: pair.accepted)
+        pair.accepted[0].wait(1000)
+        pair.accepted[0].stream.reset()
+        left = INITIAL_WINDOW - 1000
+        extra = 0 if padding is None else 1 + padding
+        frames = [data_frame(1, bytes(16384 - extra), padding=padding)] * (left // 16384)
+        peer.send(*frames, PingFrame(0, b"so far ?"))
+        with deadline():
+            assert peer.wait(PingFrame, ack=True).opaque_data == b"so far ?"
+            assert session.backlog == 0
+            peer.send(*frames)
+            assert peer.wait_goaway().error_code == FLOW_CONTROL_ERROR
+
+
+def test_a_stream_refused_by_whoever_gets_it_counts_as_one_that_was_reset() -> None:
+    with raw_peer(opener=False) as (session, peer, _):
+        session.on_stream = lambda stream: stream.reset(REFUSED_STREAM)
+        peer.send(*(headers_frame(number) for number in range(1, 2 * 250, 2)))
+        with deadline():
+            for number in range(1, 2 * 200, 2):
+                assert peer.wait(RstStreamFrame, number).error_code == REFUSED_STREAM
+            assert peer.wait_goaway().error_code == ENHANCE_YOUR_CALM
+
+
+def test_only_the_answer_to_our_own_ping_is_one() -> None:
+    with raw_peer(opener=True, start=False) as (session, peer, _):
+        peer.greet(client=False, settings={3: 100})
+        session.start()
+        with deadline():
+            asked = peer.next()
+            while not isinstance(asked, PingFrame):
+                asked = peer.next()
+        foreign = PingFrame(0, bytes(8), flags=["ACK"])
+        peer.send(foreign, PingFrame(0, b"so far ?"))
+        with deadline():
+            assert peer.wait(PingFrame, ack=True).opaque_data == b"so far ?"
+        assert session.keep_alive.liveness.awaited
+        peer.send(PingFrame(0, asked.opaque_data, flags=["ACK"]))
+        with deadline():
+            session.first_answer.wait()
+
+
+def test_a_peer_that_makes_us_answer_and_reads_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it makes us answer is less than any limit, and it takes nothing of what is on its way to it."""
+    monkeypatch.setattr(incoming, "STALLED", 0.05)
+    monkeypatch.setattr(writer, "CONTROL_LIMIT", 1000)
+    with raw_peer(opener=True) as (session, peer, _):
+        inbox = Inbox(session.open())
+        peer.send(headers_frame(1, b"\x88"), WindowUpdateFrame(1, 2**30), WindowUpdateFrame(0, 2**30))
+        session.flush()
+        sender = gevent.spawn(inbox.stream.sendall, bytes(64 * MIB))
+        wait_until(lambda: session.writer.unsent)
+        stopped = session.writer.sent
+        wait_until(lambda: session.writer.unsent and session.writer.sent == stopped)
+        peer.send(PingFrame(0, b"12345678").serialize() * 100)
+        with deadline(0.5):  # nobody waits for the GOAWAY to leave
+            session.closed.wait()
+            with pytest.raises(SessionError):
+                sender.get()
+        assert isinstance(session.error, PeerProtocolError)
+        assert session.error.code == ENHANCE_YOUR_CALM
+
+
+def test_a_slow_peer_that_makes_us_answer_is_none_that_reads_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(incoming, "STALLED", 0.05)
+    monkeypatch.setattr(writer, "CONTROL_LIMIT", 1000)
+    with raw_peer(opener=True) as (session, peer, _):
+        inbox = Inbox(session.open())
+        peer.send(headers_frame(1, b"\x88"), WindowUpdateFrame(1, 2**30), WindowUpdateFrame(0, 2**30))
+        session.flush()
+        sender = gevent.spawn(inbox.stream.sendall, bytes(16 * MIB))
+        wait_until(lambda: session.writer.unsent)
+        peer.send(PingFrame(0, b"12345678").serialize() * 100)
+        with deadline():
+            while not sender.ready():
+                peer.sock.recv(MIB)
+                gevent.sleep(0.02)
+        assert not session.closed.is_set()
 
 
 @given(

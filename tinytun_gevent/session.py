@@ -36,7 +36,7 @@ from tinytun_gevent.pacing import Pacing
 from tinytun_gevent.sockets import Buffer, End, end_of
 from tinytun_gevent.stream import NO_ERROR, Gate, Stream
 from tinytun_gevent.wire import http2
-from tinytun_gevent.writer import CONTROL_LIMIT, SMALL, Writer
+from tinytun_gevent.writer import SMALL, Writer
 
 HANG_UP: Final = 1.0
 """Seconds for the last frames to leave when a session ends."""
@@ -171,8 +171,8 @@ class Session:
             stream.abort(ended)
         self.streams.clear()
         self.blocked.clear()
-        stuck = code and self.writer.pending > CONTROL_LIMIT  # it would not read the GOAWAY either
-        if not stuck and (self.writer.pending or self.writer.unsent):
+        unread = code and self.writer.is_stuck  # the peer would not read the GOAWAY either
+        if not unread and (self.writer.pending or self.writer.unsent):
             gevent.spawn(self._hang_up)
         else:
             self.end.close()

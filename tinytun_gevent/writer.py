@@ -107,6 +107,11 @@ class Writer:
         """Bytes that wait: control frames, and small DATA frames on their way."""
         return len(self._control)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether more than :data:`CONTROL_LIMIT` bytes of control frames wait."""
+        return len(self._control) > CONTROL_LIMIT
+
     def queue(self, frames: Buffer) -> None:
         """Queues whole control frames, to go with whatever is sent next. Never blocks."""
         self._control += frames
@@ -131,9 +136,9 @@ class Writer:
 
         False after ``patience`` seconds within which they did not leave.
         """
-        while len(self._control) > CONTROL_LIMIT:
+        while self.is_stuck:
             self._drained.clear()
-            if not self._drained.wait(patience) and len(self._control) > CONTROL_LIMIT:
+            if not self._drained.wait(patience) and self.is_stuck:
                 return False
         return True
 
