@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 import gevent
 from gevent.event import Event
-from gevent.hub import Waiter
 
 from tinytun_gevent.errors import SessionClosedError
 from tinytun_gevent.sockets import Buffer, End
+from tinytun_gevent.turns import TurnLock
 from tinytun_gevent.wire import http2
 
 CHUNK: Final = 256 * 1024
@@ -37,43 +36,6 @@ so that what waits here because of visitors never stops the reader."""
 
 _scratch: list[bytearray] = []
 """Buffers for one frame each; as many as senders were ever blocked at once."""
-
-
-class TurnLock:
-    """A lock that is handed on in the order of asking, so that streams take turns."""
-
-    def __init__(self) -> None:
-        self.held = False
-        self._waiting: deque[Waiter[None]] = deque()
-
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody waits for it."""
-        return bool(self._waiting)
-
-    def acquire(self) -> None:
-        """Blocks until it is this greenlet's turn."""
-        if not self.held:
-            self.held = True
-            return
-        waiter: Waiter[None] = Waiter()
-        self._waiting.append(waiter)
-        try:
-            waiter.get()
-        except BaseException:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
-            else:
-                self.release()
-            raise
-
-    def release(self) -> None:
-        """Hands the lock to whoever has waited longest."""
-        assert self.held
-        if self._waiting:
-            gevent.get_hub().loop.run_callback(self._waiting.popleft().switch, None)
-        else:
-            self.held = False
 
 
 class Writer:

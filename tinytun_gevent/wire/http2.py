@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable
 from typing import Any, Final
 
 from h2.config import H2Configuration
 from h2.connection import ConnectionInputs, H2Connection
 from h2.errors import ErrorCodes, _error_code_from_int
 from h2.events import ConnectionTerminated, Event
-from h2.exceptions import ProtocolError, StreamClosedError, StreamIDTooLowError
+from h2.exceptions import StreamClosedError, StreamIDTooLowError
 from h2.settings import SettingCodes, Settings
 from h2.stream import H2Stream, StreamClosedBy, StreamState
-from hpack.exceptions import HPACKError, OversizedHeaderListError
-from hpack.hpack import Decoder
-from hpack.struct import HeaderTuple
 from hyperframe.frame import GoAwayFrame, RstStreamFrame, SettingsFrame
+
+from tinytun_gevent.wire.decoder import RequestDecoder, StrictDecoder
 
 Field = tuple[bytes, bytes]
 
@@ -149,36 +147,6 @@ def is_response(block: bytes) -> bool:
     return block == _RESPONSE_BLOCK
 
 
-class UndecodableError(ProtocolError):
-    """A header block that HPACK cannot unpack; both sides' tables differ from now on (RFC 9113 §4.3)."""
-
-    error_code = ErrorCodes.COMPRESSION_ERROR
-
-
-class _Decoder(Decoder):
-    """HPACK's decoder, whose errors h2 would take for ones of the protocol."""
-
-    def decode(self, data: bytes, raw: bool = False) -> Iterable[Any]:
-        try:
-            return super().decode(data, raw=raw)
-        except OversizedHeaderListError:  # h2 tells the peer to be calm
-            raise
-        except (HPACKError, IndexError, TypeError, UnicodeDecodeError) as error:
-            raise UndecodableError(f"Error decoding header block: {error}") from error
-
-
-class _AuthorityDecoder(_Decoder):
-    """Adds the ``:authority`` that the original's server never sends and h2 insists on."""
-
-    def decode(self, data: bytes, raw: bool = False) -> Iterable[Any]:
-        fields = list(super().decode(data, raw=raw))
-        names = {bytes(field[0]) if isinstance(field[0], bytes) else field[0] for field in fields}
-        if b":method" in names and not names & {b":authority", b"host"}:
-            pseudo = sum(1 for name, _ in fields if name.startswith(b":"))
-            fields.insert(pseudo, HeaderTuple(b":authority", b"tunnel"))
-        return fields
-
-
 class Connection(H2Connection):
     """h2's connection with its costs and surprises for this use taken out.
 
@@ -215,7 +183,7 @@ class Connection(H2Connection):
         }
         self.local_settings = Settings(client=opener, initial_values=values)
         self.max_inbound_frame_size = max_frame
-        self.decoder = _Decoder() if opener else _AuthorityDecoder()
+        self.decoder = StrictDecoder() if opener else RequestDecoder()
         self._resets_made = 0
         self.decoder.max_header_list_size = 16384
 
