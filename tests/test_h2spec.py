@@ -2,6 +2,7 @@
 
 h2spec is a client of HTTP/2, as the tunnel's server is. So each of its connections gets a tunnel client of
 its own: that one dials a server which answers 101, and from there on the bytes of both are passed to and fro.
+``tests/h2spec`` says how to build it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from tinytun_gevent.client.agent import Agent
 from tinytun_gevent.client.config import make_config
 from tinytun_gevent.wire.handshake import OpenReply, build_reply, head_end
 
-REQUIRED = os.environ.get("TINYTUN_H2SPEC") == "require"  # as .ci/run says: no skipping
-H2SPEC = shutil.which(os.environ.get("H2SPEC", "h2spec"))
+REQUIRED = os.environ.get("TINYTUN_INTEROP") == "require"  # as .ci/run says: no skipping
+H2SPEC = shutil.which("h2spec")
 
 CASES = {"generic": 44, "http2": 94, "hpack": 7}
 """How many cases each group has: fewer would be another h2spec, or one that ended early."""
@@ -124,7 +125,7 @@ def run(group: str, port: int) -> tuple[int, str]:
 
 @pytest.mark.skipif(H2SPEC is None and not REQUIRED, reason="h2spec is not installed")
 def test_the_client_passes_every_case_of_h2spec() -> None:
-    assert H2SPEC is not None, "TINYTUN_H2SPEC=require, but h2spec is not installed"
+    assert H2SPEC is not None, "TINYTUN_INTEROP=require, but h2spec is not installed"
     with bridge() as running:
         jobs = {group: gevent.spawn(run, group, running.port) for group in CASES}
         gevent.joinall(list(jobs.values()), raise_error=True)
