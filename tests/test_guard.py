@@ -49,15 +49,6 @@ def test_what_is_refused_is_not_charged() -> None:
     assert allowance.take(NOW, 10)
 
 
-def test_what_is_earned_counts_up_to_the_burst() -> None:
-    allowance = Allowance(10, 1)
-    assert allowance.take(NOW, 10)
-    allowance.earn(3)
-    assert sum(allowance.take(NOW) for _ in range(10)) == 3
-    allowance.earn(500)
-    assert sum(allowance.take(NOW) for _ in range(50)) == 10
-
-
 @given(
     st.integers(1, 40),
     st.sampled_from([1, 2, 8, 64]),
@@ -89,7 +80,8 @@ def test_it_is_the_bucket_of_the_textbook(burst: int, rate: int, asked: list[tup
         (lambda g: g.empty_data(NOW), 100),
         (lambda g: g.idle(NOW), 256),
         (lambda g: g.headers(NOW, 10), 200),
-        (lambda g: g.stray_data(NOW, 0), 100),
+        (lambda g: g.stray_data(NOW, 0, ends=False), 100),
+        (lambda g: g.stray_data(NOW, 0, ends=True), 100),
         (lambda g: g.continuation(0), 16),
         (lambda g: g.continuation(16384), 2),
     ],
@@ -103,6 +95,7 @@ def test_it_is_the_bucket_of_the_textbook(burst: int, rate: int, asked: list[tup
         "idle frames",
         "header blocks",
         "empty DATA on what is over",
+        "ends of what is over",
         "empty CONTINUATION",
         "long CONTINUATION",
     ],
@@ -124,24 +117,35 @@ def test_each_header_block_begins_anew() -> None:
         watched.continuation(16384)
 
 
-def test_each_stream_brings_its_header_blocks_and_one_reset_that_crosses_ours() -> None:
+def test_each_stream_brings_its_header_blocks_and_an_end_and_a_reset_that_cross_ours() -> None:
     watched = Guard(NOW)
     for _ in range(10_000):
         watched.opened()
+    for _ in range(10_000):  # all at once, after a path has stalled
         for _ in range(guard.BLOCKS_PER_STREAM):
             watched.headers(NOW, 100)
         watched.stray_reset(NOW)
+        watched.stray_data(NOW, 0, ends=True)
 
 
 def test_what_was_under_way_when_we_reset_a_stream_may_come_and_no_more() -> None:
     watched = Guard(NOW)
     watched.abandoned(1000)
     watched.abandoned(-5)  # a window that had shrunk
-    watched.stray_data(NOW, 600)
-    watched.stray_data(NOW, 400)
+    watched.stray_data(NOW, 600, ends=False)
+    watched.stray_data(NOW, 400, ends=True)
     with pytest.raises(PeerProtocolError) as caught:
-        watched.stray_data(NOW, 1)
+        watched.stray_data(NOW, 1, ends=False)
     assert caught.value.code == FLOW_CONTROL_ERROR
+
+
+def test_no_more_is_under_way_than_a_connection_holds() -> None:
+    watched = Guard(NOW)
+    for _ in range(1000):
+        watched.abandoned(2**25)
+    watched.stray_data(NOW, guard.STRAY_BYTES, ends=False)
+    with pytest.raises(PeerProtocolError):
+        watched.stray_data(NOW, 1, ends=False)
 
 
 def update(watched: Guard, now: float, sent: int) -> None:

@@ -713,6 +713,34 @@ def test_an_answer_begins_with_the_200() -> None:
         assert not inbox.received
 
 
+def test_what_crosses_our_resets_is_no_flood() -> None:
+    """The answer, the end and the reset of each stream that we reset: a thousand at once."""
+    with raw_peer(opener=True, start=False) as (session, peer, _):
+        peer.greet(client=False, settings={3: 1000})
+        session.start()
+        session.pacing.admits = lambda stream: True  # type: ignore[method-assign]
+        numbers = [session.open().id for _ in range(1000)]
+        for stream in list(session.streams.values()):
+            stream.reset()
+        late = [
+            frame
+            for n in numbers
+            for frame in (headers_frame(n, b"\x88"), data_frame(n, b"x", "END_STREAM"), RstStreamFrame(n))
+        ]
+        peer.send(*late, PingFrame(0, b"so far ?"))
+        with deadline():
+            assert peer.wait(PingFrame, ack=True).opaque_data == b"so far ?"
+        assert not session.closed.is_set()
+
+
+@pytest.mark.parametrize("flags", [0x00, 0xFF])
+def test_flags_that_are_not_defined_hide_nothing(flags: int) -> None:
+    with raw_peer(opener=False) as (_, peer, _):
+        peer.send(raw(3, b"\0\0\0\x08", flags, 99))
+        with deadline():
+            assert peer.wait_goaway().error_code == PROTOCOL_ERROR
+
+
 @pytest.mark.parametrize("padding", [None, 3])
 def test_what_is_under_way_when_we_reset_a_stream_is_dropped_as_far_as_its_window_went(
     padding: int | None,

@@ -36,10 +36,10 @@ class Control:
 
         Raises ``ProtocolError`` for what ends the session.
         """
-        usual = None if in_block else _USUAL.get((kind, flags))
+        usual = None if in_block else _USUAL.get((kind, flags if kind == http2.HEADERS else 0))
         if usual is not None and usual(self, frame, stream_id):
             return
-        self._count(frame, kind, flags, in_block)
+        self._count(len(frame) - http2.FRAME_HEAD, kind, flags, in_block)
         if kind == http2.SETTINGS:  # which may change every window
             for known in self._session.conn.streams:
                 if known in self._session.streams:
@@ -79,16 +79,18 @@ class Control:
         """A frame of a type that nobody knows."""
         self._session.guard.idle(self._now)
 
-    def _count(self, frame: memoryview, kind: int, flags: int, in_block: bool) -> None:
+    def _count(self, length: int, kind: int, flags: int, in_block: bool) -> None:
         """Charges a frame that h2 is about to see."""
-        guard, length = self._session.guard, len(frame) - http2.FRAME_HEAD
+        guard = self._session.guard
         if kind == http2.CONTINUATION and in_block:
             guard.continuation(length)
         elif kind == http2.HEADERS:
             guard.headers(self._now, length)
         elif kind == http2.SETTINGS:
             guard.settings(self._now, length // http2.SETTING)
-        elif kind != http2.PING or not flags & http2.ACK:  # whose answers are looked at
+        elif kind == http2.PING and flags & http2.ACK:
+            pass  # it may answer ours
+        elif kind not in (http2.RST_STREAM, http2.WINDOW_UPDATE):  # which are charged for what they do
             guard.idle(self._now)
 
     def _reset_made(self) -> None:
@@ -129,9 +131,12 @@ class Control:
         block = bytes(frame[http2.FRAME_HEAD :])
         if session.opener:
             stream = session.streams.get(stream_id)
-            if stream is None or stream.accepted or stream_id in session.conn.streams:
+            if stream_id in session.conn.streams or not http2.is_response(block):
                 return False
-            if not http2.is_response(block):
+            if stream is None and session.conn.was_reset_by_us(stream_id):  # before it came
+                session.guard.headers(self._now, len(block))
+                return True
+            if stream is None or stream.accepted:
                 return False
             stream.accept_at(self._now)
             return True
@@ -265,6 +270,7 @@ class Control:
         session.close_if_done()
 
 
+# By type and flags; of these only HEADERS has any, and what a type does not define is ignored (§4.1).
 _USUAL: Final[dict[tuple[int, int], Callable[[Control, memoryview, int], bool]]] = {
     (http2.WINDOW_UPDATE, 0): Control._open_window,
     (http2.HEADERS, http2.END_HEADERS): Control._take_headers,

@@ -51,6 +51,10 @@ BLOCK_BYTES: Final = 32 * 1024
 """Bytes of one header block before it is unpacked, at most to the announced 16 KiB."""
 
 
+STRAY_BYTES: Final = 64 * 1024 * 1024
+"""DATA that is under way at most when its streams are reset: more than the buffers of a connection hold."""
+
+
 class Allowance:
     """So many at once, and so many a second after them: a bucket of tokens.
 
@@ -72,10 +76,6 @@ class Allowance:
         self._full_at = full_at
         return True
 
-    def earn(self, count: int) -> None:
-        """Gives ``count`` back, up to the burst."""
-        self._full_at -= count * self._step
-
 
 class Guard:
     """Counts what the peer of one session sends.
@@ -94,7 +94,9 @@ class Guard:
         "_resets",
         "_settings",
         "_stray_bytes",
+        "_stray_ends",
         "_stray_resets",
+        "_stream_blocks",
         "updates_left",
     )
 
@@ -106,10 +108,13 @@ class Guard:
         self._idle = Allowance(*IDLE)
         self._block_bytes = 0
         self._block_frames = 0
+        #: Header blocks that the streams opened until now may still have.
+        self._stream_blocks = 0
         #: Bytes of DATA that may still come on streams that we have reset.
         self._stray_bytes = 0
-        #: RST_STREAM frames that may still come on streams that are over: one for each.
+        #: RST_STREAM and END_STREAM that may still come on streams that are over: one of each for each.
         self._stray_resets = 0
+        self._stray_ends = 0
         #: WINDOW_UPDATEs until :meth:`updates` has to be asked; whoever gets one counts down.
         self.updates_left = UPDATES[0]
         self._looked_at = now
@@ -119,8 +124,9 @@ class Guard:
 
     def opened(self) -> None:
         """A stream was opened, by either side."""
-        self._headers.earn(BLOCKS_PER_STREAM)
+        self._stream_blocks += BLOCKS_PER_STREAM
         self._stray_resets += 1
+        self._stray_ends += 1
 
     def reset(self, now: float) -> None:
         """The peer opened a stream for nothing, or made us send a RST_STREAM, which is the same."""
@@ -136,11 +142,13 @@ class Guard:
 
     def abandoned(self, credit: int) -> None:
         """We have reset a stream whose peer had ``credit`` bytes left: so many may be under way."""
-        self._stray_bytes += max(credit, 0)
+        self._stray_bytes = min(self._stray_bytes + max(credit, 0), STRAY_BYTES)
 
-    def stray_data(self, now: float, length: int) -> None:
-        """DATA on a stream that we have reset."""
-        if not length:
+    def stray_data(self, now: float, length: int, *, ends: bool) -> None:
+        """DATA on a stream that we have reset; ``ends``: with END_STREAM."""
+        if ends and self._stray_ends:
+            self._stray_ends -= 1
+        elif not length:
             self.empty_data(now)
         self._stray_bytes -= length
         if self._stray_bytes < 0:
@@ -167,7 +175,9 @@ class Guard:
         """A frame that begins a header block, with ``length`` bytes of it."""
         self._block_frames = 0
         self._block_bytes = length
-        if not self._headers.take(now):
+        if self._stream_blocks:
+            self._stream_blocks -= 1
+        elif not self._headers.take(now):
             raise _flood("header blocks")
 
     def continuation(self, length: int) -> None:

@@ -43,6 +43,9 @@ STALLED: Final = 1.0
 """Seconds after which a peer is left that takes nothing, while more than the writer's ``CONTROL_LIMIT`` waits
 for it and it sends. One that is slow takes some, one that is stopped sends nothing."""
 
+REASON: Final = 100
+"""Characters of h2's own words in the log and in GOAWAY: they may quote what has come."""
+
 INTERNAL_ERROR: Final = 2
 FRAME_SIZE_ERROR: Final = 6
 
@@ -113,7 +116,7 @@ class Incoming:
         else:
             code = int(getattr(error, "error_code", 1))
         if not isinstance(error, PeerProtocolError):
-            error = PeerProtocolError(f"the peer broke HTTP/2: {error}", code)
+            error = PeerProtocolError(f"the peer broke HTTP/2: {str(error)[:REASON]}", code)
         if not self._session.closing:
             log.warning("ended the session with %s, code %d: %s", self._session.peer, error.code, error)
         self._session.close(error, error.code)
@@ -170,20 +173,17 @@ class Incoming:
     def _unheard_data(self, stream_id: int, length: int, stream: Stream | None) -> None:
         """DATA that no receiver gets: what was under way when we reset its stream, or a mistake."""
         session = self._session
-        if stream is None:
-            if session.conn.was_reset_by_us(stream_id):
-                session.guard.stray_data(session.keep_alive.liveness.last_sign, length)
-            else:
-                self._control.tell_h2(http2.empty_data(stream_id))
-        elif stream.remote_ended:
+        if stream is None and not session.conn.was_reset_by_us(stream_id):
+            self._control.tell_h2(http2.empty_data(stream_id))
+        elif stream is not None and stream.remote_ended:
             self._control.tell_h2(http2.empty_data(stream_id), stream)
-        elif stream.error is None:
+        elif stream is not None and stream.error is None:
             raise ProtocolError("DATA before the answer")
-        elif length:
-            session.pacing.heard(stream)  # which resets it, with all of its credit for what is under way
-            session.guard.stray_data(session.keep_alive.liveness.last_sign, length)
         else:
-            self._empty_data()
+            if stream is not None and length:
+                session.pacing.heard(stream)  # resets it; its credit is for what is under way
+            ends = bool(self._current_flags & http2.END_STREAM)
+            session.guard.stray_data(session.keep_alive.liveness.last_sign, length, ends=ends)
 
     def data_piece(self, view: memoryview) -> None:
         stream = self._current

@@ -27,7 +27,8 @@ class StrictDecoder(Decoder):
         except OversizedHeaderListError:  # h2 tells the peer to be calm
             raise
         except (HPACKError, IndexError, TypeError, UnicodeDecodeError) as error:
-            raise UndecodableError(f"Error decoding header block: {error}") from error
+            # Not its words, which quote the block.
+            raise UndecodableError(f"a header block does not unpack ({type(error).__name__})") from error
 
 
 class RequestDecoder(StrictDecoder):
