@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +17,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from malice import ATTACKS, CLIENT, DATA, SERVER, Attack, FakeServer, Link, as_client, frame, play
+from malice import (
+    ATTACKS,
+    CLIENT,
+    DATA,
+    END_HEADERS,
+    HEADERS,
+    REQUEST,
+    SERVER,
+    Attack,
+    FakeServer,
+    Link,
+    as_client,
+    frame,
+    play,
+)
 from support import DEADLINE, Service, connect, eventually, get, request
 
 from tinytun_gevent import Tunnel, TunnelServer
@@ -196,9 +211,25 @@ def test_a_client_withstands_a_malicious_server(attacked_client: tuple[Scene, Fa
     scene.suffer(ATTACKS[name], evil.accept())
 
 
-def test_a_client_that_was_attacked_serves_again(attacked_client: tuple[Scene, FakeServer]) -> None:
+def test_a_client_that_was_attacked_serves_again_and_reaches_its_target_only(
+    attacked_client: tuple[Scene, FakeServer],
+) -> None:
+    """Whatever else the malicious server asks for."""
     _, evil = attacked_client
-    with evil.accept() as link:
+    with evil.accept() as link, socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.setblocking(False)
+        other = b"127.0.0.1:%d" % elsewhere.getsockname()[1]
+        asked = (
+            REQUEST[:2]
+            + bytes([4, len(other) + 8])
+            + b"http://"
+            + other
+            + b"/"
+            + bytes([1, len(other)])
+            + other
+        )
         link.greet()
-        link.send(frame(DATA, request("evil"), 0, link.open()))
+        link.send(frame(HEADERS, asked, END_HEADERS, 1) + frame(DATA, request("evil"), 0, 1))
         assert link.data().startswith(b"HTTP/1.1 200 ")
+        with pytest.raises(BlockingIOError):
+            elsewhere.accept()
