@@ -269,7 +269,7 @@ def raw_peer(
     pair = Pair(None, None)  # type: ignore[arg-type]
     session = Session(ours, opener=opener, max_streams=max_streams, on_stream=pair.on_stream)
     pair.opener = pair.acceptor = session
-    session.probes = 0  # one PING at the start is all that a test has to answer
+    session.keep_alive.probes = 0  # one PING at the start is all that a test has to answer
     peer = RawPeer(theirs)
     try:
         if start:

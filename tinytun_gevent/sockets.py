@@ -70,6 +70,18 @@ def tune_session(sock: Socket) -> None:
             sock.setsockopt(native.IPPROTO_TCP, option, value)
 
 
+def peer_name(sock: Socket) -> str:
+    """The peer's address for the log: ``ip:port``, IPv6 in brackets."""
+    try:
+        address = sock.getpeername()
+    except OSError:
+        return "a peer that has left"
+    if not isinstance(address, tuple):
+        return "a local socket"
+    host = str(address[0]).removeprefix("::ffff:")
+    return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
+
+
 def acknowledged(sock: Socket) -> int | None:
     """How many bytes the peer's kernel has acknowledged on this connection; None if unknown.
 
