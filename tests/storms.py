@@ -88,7 +88,7 @@ class Crowd:
         return sock
 
     def still_open(self) -> int:
-        """How many of them the server has not closed."""
+        """How many of them the server has neither closed nor sent anything."""
         poll = select.poll()
         for sock in self.sockets:
             poll.register(sock, select.POLLIN)
