@@ -46,6 +46,7 @@ class Exchange:
         "_framed",
         "_interim",
         "_partial",
+        "body_bytes",
         "close",
         "failure",
         "losses",
@@ -82,6 +83,8 @@ class Exchange:
         self.losses = 0
         #: Whether the whole request has been sent, so far as there is a body to wait for.
         self.request_sent = not request.length
+        #: Bytes of its body that were read from the visitor since the first ones.
+        self.body_bytes = 0
         #: Whether a greenlet is still sending on the stream, whose end an early answer overtakes.
         self.sending = False
         #: Whether the visitor has got any byte of a final answer.
@@ -303,6 +306,11 @@ class Exchange:
     def _untouched(self) -> bool:
         """Whether nothing of an answer has come yet, so that another try is possible."""
         return not self.started and not self._interim and not self._partial and self._body is None
+
+    @property
+    def awaits_continue(self) -> bool:
+        """Whether the visitor may be waiting for the service's 100 with his body."""
+        return self.request.expect_continue and not self._interim and not self.body_bytes
 
     def fail(self, failure: Failure) -> None:
         """Answers for the service, if no answer has begun; otherwise cuts the visitor off."""

@@ -231,7 +231,7 @@ class Handover:
             if not serves:
                 self._old.resume()
         if serves:
-            self._old.hand_over(Successor(channel))  # switches no greenlets, so no visitor is sent before this:
+            self._old.hand_over(Successor(channel))  # switches no greenlets: no visitor overtakes this
             channel.send({"goes": VERSION})
         return serves
 
