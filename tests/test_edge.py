@@ -30,7 +30,7 @@ from support import (
 )
 
 from tinytun_gevent import TunnelServer
-from tinytun_gevent.server import edge
+from tinytun_gevent.server import edge, watch
 
 MIB = 1 << 20
 
@@ -548,7 +548,7 @@ def test_an_answer_before_the_body_s_end_is_delivered_and_both_sides_close(
     fast_clock: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(edge, "LINGER", 0.3)
+    monkeypatch.setattr(watch, "LINGER", 0.3)
     server = start_server()
 
     def script(peer: Peer) -> None:

@@ -20,17 +20,16 @@ from tinytun_gevent.errors import (
 )
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.relay import SocketSink, pump
-from tinytun_gevent.server import pace, proxied
+from tinytun_gevent.server import proxied
 from tinytun_gevent.server.addresses import plain
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.forwarder import Forwarder
 from tinytun_gevent.server.handover import Moved
-from tinytun_gevent.server.pace import Pace
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.routing import find_route
 from tinytun_gevent.server.sending import failure_of
+from tinytun_gevent.server.watch import Watch
 from tinytun_gevent.sockets import Interrupted, Socket, end_of
-from tinytun_gevent.stream import Stream
 from tinytun_gevent.wire import http1
 
 if TYPE_CHECKING:
@@ -38,13 +37,6 @@ if TYPE_CHECKING:
 
 READ_SIZE: Final = 32 * 1024
 """Bytes read at once while a request head is awaited."""
-
-ONE_WAY: Final = 10.0
-"""Seconds for the answer to an upgrade whose visitor has half-closed, and cannot use what he asked for:
-he has left, or wants to see it refused."""
-
-LINGER: Final = 2.0
-"""Seconds after our half-close for the visitor to read the answer and close (RFC 9112 §9.6)."""
 
 
 class Edge:
@@ -70,11 +62,12 @@ class Edge:
 
     def _serve(self, visitor: Visitor) -> None:
         self._visitors.add(visitor)
-        self._core.clock.watch(visitor)
+        watch = Watch(self._core.config, visitor)
+        self._core.clock.watch(watch)
         try:
             visitor.run()
         finally:
-            self._core.clock.forget(visitor)
+            self._core.clock.forget(watch)
             self._visitors.discard(visitor)
             if not self._visitors:
                 self._gone.set()
@@ -97,21 +90,18 @@ class Visitor:
     __slots__ = (
         "_buffer",
         "_core",
-        "_end",
         "_ended",
-        "_finished",
         "_fresh",
-        "_head_patience",
-        "_head_since",
-        "_moved",
-        "_sending",
         "_served",
-        "_since",
-        "_taking",
         "_waiting",
         "client",
+        "end",
         "exchange",
+        "finished",
         "forwarder",
+        "head_patience",
+        "head_since",
+        "since",
         "sink",
     )
 
@@ -121,10 +111,10 @@ class Visitor:
         """``moved`` is what is known of one that another process has served until now."""
         sockets.tune(sock)
         self._core = core
-        self._end = end_of(sock)
+        self.end = end_of(sock)
         self.client = plain(address)
-        self.sink = SocketSink(None, self._end)
-        self.sink.on_lost = self._lost
+        self.sink = SocketSink(None, self.end)
+        self.sink.on_lost = self.lost
         self.sink.on_drained = self._drained
         #: The exchange under way; its answer may still be on the way while the next head is read.
         self.exchange: Exchange | None = None
@@ -134,28 +124,24 @@ class Visitor:
         public_port = moved.public_port if moved else core.config.proxy_port
         forwarding = http1.Forwarding(self.client[0], public_port)
         #: Sends his requests on.
-        self.forwarder = Forwarder(core, self._end, self._buffer, forwarding)
+        self.forwarder = Forwarder(core, self.end, self._buffer, forwarding)
         self._waiting: Event | None = None
         #: He has half-closed.
         self._ended = False
         #: Nothing more will be answered: set with the half-close, and when it was.
-        self._finished = False
-        self._since = time.monotonic()
+        self.finished = False
+        #: When an exchange, or the last delivery of one, was over.
+        self.since = time.monotonic()
         #: When the first byte of a head came that is not complete, and how long it may take.
-        self._head_since = 0.0
-        self._head_patience = core.config.head_timeout
+        self.head_since = 0.0
+        self.head_patience = core.config.head_timeout
         #: Whether there has been an exchange.
         self._served = moved is not None and not moved.fresh
-        #: Bytes that an upgraded connection had carried when it was last looked at.
-        self._moved = 0
-        #: How patient we still are with his body under way, and with him as a reader.
-        self._sending: Pace | None = None
-        self._taking: Pace | None = None
 
     @property
     def draining(self) -> bool:
         """Whether this connection must end after the exchange under way, for it cannot move."""
-        return self._core.draining and (self._core.successor is None or not self._end.direct)
+        return self._core.draining and (self._core.successor is None or not self.end.direct)
 
     @property
     def request_limits(self) -> http1.HeadLimits:
@@ -181,24 +167,24 @@ class Visitor:
             self._take_proxy_header()
             while (head := self._read_head()) is not None:
                 self._wait_exchange()
-                if self._finished or self._move(head) or not self._serve(head):
+                if self.finished or self._move(head) or not self._serve(head):
                     break
             self._wait_exchange()
         except Interrupted:
             if not self._move():
-                self._finish()
+                self.finish()
         except MessageError as error:
             self._wait_exchange()
-            self._refuse(error, accept_of(head or self._buffer))
+            self.refuse(error, accept_of(head or self._buffer))
         except (OSError, SessionError):
             self._abandon()
         except ProxyHeaderError:
-            self._end.abort()
+            self.end.abort()
         finally:
             self._abandon()
             self.forwarder.close()
             self._linger()
-            self._end.close()
+            self.end.close()
 
     def _take_proxy_header(self) -> None:
         """A trusted proxy may begin with a PROXY header; anybody else's is a malformed request."""
@@ -206,10 +192,10 @@ class Visitor:
             self._fresh = False
             return
         if not self._buffer:
-            self._buffer += self._end.recv(READ_SIZE)  # one opened in advance may be idle until then
-        self._head_since, self._head_patience = time.monotonic(), self._core.config.proxy_header_timeout
-        header = proxied.read_optional(self._end, self._buffer)
-        self._head_since, self._head_patience = 0.0, self._core.config.head_timeout
+            self._buffer += self.end.recv(READ_SIZE)  # one opened in advance may be idle until then
+        self.head_since, self.head_patience = time.monotonic(), self._core.config.proxy_header_timeout
+        header = proxied.read_optional(self.end, self._buffer)
+        self.head_since, self.head_patience = 0.0, self._core.config.head_timeout
         self._fresh = False
         if header is not None and header.source is not None and header.destination is not None:
             self.client = plain(header.source)
@@ -220,8 +206,8 @@ class Visitor:
         buffer, searched = self._buffer, 0
         limit = self.request_limits.bytes
         if not buffer and not self._ended:
-            data = self._end.recv(READ_SIZE)
-            if data.find(b"\r\n\r\n") == len(data) - 4 and 4 < len(data) <= limit and not self._finished:
+            data = self.end.recv(READ_SIZE)
+            if data.find(b"\r\n\r\n") == len(data) - 4 and 4 < len(data) <= limit and not self.finished:
                 return data  # one whole head and nothing else, as nearly always
             self._take(data)
         while not self._ended:
@@ -230,20 +216,20 @@ class Visitor:
                 if end > limit or (end < 0 and len(buffer) > limit):
                     raise http1.too_large(buffer, limit)
                 if end >= 0:
-                    self._head_since = 0.0
+                    self.head_since = 0.0
                     head = bytes(buffer[:end])
                     del buffer[:end]
                     return head
                 searched = len(buffer)
-                self._head_since = self._head_since or time.monotonic()
-            self._take(self._end.recv(READ_SIZE))
+                self.head_since = self.head_since or time.monotonic()
+            self._take(self.end.recv(READ_SIZE))
         return None
 
     def _take(self, data: bytes) -> None:
         """Keeps what the visitor has sent, unless nothing more will be answered."""
         if not data:
             self._ended = True
-        elif not self._finished:
+        elif not self.finished:
             self._buffer += data
 
     def _serve(self, head: bytes) -> bool:
@@ -280,7 +266,7 @@ class Visitor:
             return False
         forwarding = self.forwarder.forwarding
         early = head + bytes(self._buffer)
-        return self._core.move(self._end, Moved(None, self.client, forwarding.port, early, self._fresh))
+        return self._core.move(self.end, Moved(None, self.client, forwarding.port, early, self._fresh))
 
     def _withdraw(self, exchange: Exchange, head: bytes) -> bool:
         """Moves with a request that found no session here, of which nothing has been sent."""
@@ -304,7 +290,7 @@ class Visitor:
         if self._buffer:
             stream.sendall(self._buffer)
             self._buffer.clear()
-        pump(stream, self._end)
+        pump(stream, self.end)
         self.sink.wait_done()
         exchange.end_upgraded()
 
@@ -318,14 +304,14 @@ class Visitor:
         """The exchange has ended; the next one may begin, or the connection ends."""
         self._core.observe(exchange)
         self._core.end()
-        self.exchange = self._sending = None
+        self.exchange = None
         self._served = True
         self.sink.part()
-        self._since = time.monotonic()
+        self.since = time.monotonic()
         if exchange.close or self.draining:
-            self._finish()
+            self.finish()
         elif self._core.successor is not None:
-            self._end.interrupt()
+            self.end.interrupt()
         self.wake()
 
     def wake(self) -> None:
@@ -335,27 +321,28 @@ class Visitor:
 
     def cut(self) -> None:
         """Resets the visitor's connection."""
-        self._finished = True
+        self.finished = True
         self.sink.abort()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Half-closes once everything is delivered; the rest of the visitor's input is dropped."""
-        self._finished = True
-        self._since = time.monotonic()
+        self.finished = True
+        self.since = time.monotonic()
         self.sink.finish()
 
     def _drained(self) -> None:
-        self._since = time.monotonic()
+        self.since = time.monotonic()
         if self.exchange is not None:
             self.exchange.drained()
 
-    def _lost(self) -> None:
+    def lost(self) -> None:
         """The visitor takes no more bytes."""
-        self._finished = True
+        self.finished = True
         self._abandon()
-        self._end.abort()
+        self.end.abort()
 
     def _abandon(self) -> None:
+        """Ends the exchange under way, if there is one."""
         if self.exchange is not None:
             self.exchange.abandon()
 
@@ -369,107 +356,30 @@ class Visitor:
         self._waiting.wait()
         self._waiting = None
 
-    def _refuse(self, error: MessageError, accept: bytes = b"") -> None:
+    def refuse(self, error: MessageError, accept: bytes = b"") -> None:
         """Answers a request that cannot be understood, and ends the connection."""
         failure = Failure(error.status, f"Your request was not understood: {error}.")
-        if not self._finished:
+        if not self.finished:
             self.sink.write(failure.answer(accept, close=True), 0)
-            self._finish()
+            self.finish()
 
     def _linger(self) -> None:
         """Reads on for a moment, so that a reset does not take the answer from the visitor."""
-        if not self._finished or self._end.closed:
+        if not self.finished or self.end.closed:
             return
         self._buffer.clear()
         try:
             self.sink.wait_done()
-            while not self._ended and self._end.recv(READ_SIZE):
+            while not self._ended and self.end.recv(READ_SIZE):
                 pass
         except OSError:
             pass
 
-    # -- deadlines ------------------------------------------------------------
-
     def drain(self) -> None:
         """Ends an idle connection, or moves it; one that has just come may still say what it wants."""
-        if self.exchange is not None or self._finished:
+        if self.exchange is not None or self.finished:
             return
         if not self.draining:
-            self._end.interrupt()
+            self.end.interrupt()
         elif not self._buffer and self._served:
-            self._finish()
-
-    def tick(self, now: float) -> None:
-        """Ends what takes too long."""
-        config, exchange = self._core.config, self.exchange
-        if self._takes_too_little(now):
-            self._lost()
-        elif exchange is not None:
-            try:
-                self._end.check()  # nobody may be reading, so nothing else would tell of a reset
-            except OSError:
-                self._lost()
-                return
-            self._check_exchange(exchange, now)
-        elif self._finished:
-            if self.sink.done and now - self._since > LINGER:
-                self._end.close()
-        elif self._head_since:
-            if now - self._head_since > self._head_patience:
-                self._refuse(MessageError("the request head took too long", 408))
-        elif now - self._since > config.idle_timeout:
-            self._finish()
-
-    def _check_exchange(self, exchange: Exchange, now: float) -> None:
-        stream = exchange.stream
-        if exchange.upgraded:
-            self._check_upgraded(exchange, now)
-        if exchange.started or stream is None:
-            return
-        waited = now - exchange.waiting_since
-        theirs = exchange.request_sent or exchange.awaits_continue  # the service's turn
-        if not stream.accepted and waited > self._core.config.stream_timeout:
-            exchange.fail(Failure(504, "The tunnel's client did not accept the connection in time."))
-        elif theirs and waited > self._core.config.answer_timeout:
-            exchange.fail(Failure(504, "The local service did not answer in time."))
-        elif exchange.request_sent:
-            if exchange.request.upgrade and waited > ONE_WAY and sockets.half_closed(self._end.sock):
-                exchange.abandon()
-        elif not theirs and self._sends_too_little(exchange, now):
-            exchange.fail(Failure(408, "Your request's body came too slowly."))
-
-    def _sends_too_little(self, exchange: Exchange, now: float) -> bool:
-        """Whether patience with a request's body is over."""
-        rate = self._core.config.min_body_rate
-        if not rate:
-            return False
-        if self._sending is None:
-            self._sending = Pace(rate, pace.SENDING_GRACE, now, exchange.body_bytes)
-        return self._sending.look(now, exchange.body_bytes, self._end.awaited)
-
-    def _takes_too_little(self, now: float) -> bool:
-        """Whether patience is over with a visitor for whom bytes wait here.
-
-        His kernel tells what he has taken: ours takes megabytes at a time. Once upgraded, he may do as
-        he likes.
-        """
-        rate, exchange = self._core.config.min_body_rate, self.exchange
-        if self.sink.idle or self.sink.done or not rate or (exchange is not None and exchange.upgraded):
-            self._taking = None
-            return False
-        count = sockets.acknowledged(self._end.sock)
-        if count is None:
-            return False
-        if self._taking is None:
-            self._taking = Pace(rate, pace.TAKING_GRACE, now, count)
-        return self._taking.look(now, count, True)
-
-    def _check_upgraded(self, exchange: Exchange, now: float) -> None:
-        stream, limit = exchange.stream, self._core.config.tunnel_idle_timeout
-        if not limit or not isinstance(stream, Stream):
-            return
-        moved = stream.sent + stream.received
-        if moved != self._moved:
-            self._moved, self._since = moved, now
-        elif now - self._since > limit:
-            exchange.abandon()
+            self.finish()

@@ -1,0 +1,121 @@
+"""What may take too long on a visitor's connection to the HTTP edge, looked at once a second."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from tinytun_gevent import sockets
+from tinytun_gevent.errors import MessageError
+from tinytun_gevent.server import pace
+from tinytun_gevent.server.exchange import Exchange
+from tinytun_gevent.server.pace import Pace
+from tinytun_gevent.server.pages import Failure
+from tinytun_gevent.stream import Stream
+
+if TYPE_CHECKING:
+    from tinytun_gevent.server.config import ServerConfig
+    from tinytun_gevent.server.edge import Visitor
+
+LINGER: Final = 2.0
+"""Seconds after our half-close for the visitor to read the answer and close (RFC 9112 §9.6)."""
+
+ONE_WAY: Final = 10.0
+"""Seconds for the answer to an upgrade whose visitor has half-closed, and cannot use what he asked for:
+he has left, or wants to see it refused."""
+
+
+class Watch:
+    """The deadlines of one visitor, and of the exchange that he is in."""
+
+    __slots__ = ("_config", "_exchange", "_moved", "_moved_at", "_sending", "_taking", "_visitor")
+
+    def __init__(self, config: ServerConfig, visitor: Visitor) -> None:
+        self._config = config
+        self._visitor = visitor
+        #: The exchange whose body is timed.
+        self._exchange: Exchange | None = None
+        #: How patient we still are with his body under way, and with him as a reader.
+        self._sending: Pace | None = None
+        self._taking: Pace | None = None
+        #: Bytes that an upgraded connection had carried when it was last looked at, and when those were new.
+        self._moved = 0
+        self._moved_at = time.monotonic()
+
+    def tick(self, now: float) -> None:
+        """Ends what takes too long."""
+        visitor, exchange = self._visitor, self._visitor.exchange
+        if self._takes_too_little(now):
+            visitor.lost()
+        elif exchange is not None:
+            try:
+                visitor.end.check()  # nobody may be reading, so nothing else would tell of a reset
+            except OSError:
+                visitor.lost()
+                return
+            self._check_exchange(exchange, now)
+        elif visitor.finished:
+            if visitor.sink.done and now - visitor.since > LINGER:
+                visitor.end.close()
+        elif visitor.head_since:
+            if now - visitor.head_since > visitor.head_patience:
+                visitor.refuse(MessageError("the request head took too long", 408))
+        elif now - visitor.since > self._config.idle_timeout:
+            visitor.finish()
+
+    def _check_exchange(self, exchange: Exchange, now: float) -> None:
+        stream = exchange.stream
+        if exchange.upgraded:
+            self._check_upgraded(exchange, now)
+        if exchange.started or stream is None:
+            return
+        waited = now - exchange.waiting_since
+        theirs = exchange.request_sent or exchange.awaits_continue  # the service's turn
+        if not stream.accepted and waited > self._config.stream_timeout:
+            exchange.fail(Failure(504, "The tunnel's client did not accept the connection in time."))
+        elif theirs and waited > self._config.answer_timeout:
+            exchange.fail(Failure(504, "The local service did not answer in time."))
+        elif exchange.request_sent:
+            one_way = exchange.request.upgrade and waited > ONE_WAY
+            if one_way and sockets.half_closed(self._visitor.end.sock):
+                exchange.abandon()
+        elif not theirs and self._sends_too_little(exchange, now):
+            exchange.fail(Failure(408, "Your request's body came too slowly."))
+
+    def _sends_too_little(self, exchange: Exchange, now: float) -> bool:
+        """Whether patience with a request's body is over."""
+        rate = self._config.min_body_rate
+        if not rate:
+            return False
+        if self._sending is None or self._exchange is not exchange:
+            self._exchange = exchange
+            self._sending = Pace(rate, pace.SENDING_GRACE, now, exchange.body_bytes)
+        return self._sending.look(now, exchange.body_bytes, self._visitor.end.awaited)
+
+    def _takes_too_little(self, now: float) -> bool:
+        """Whether patience is over with a visitor for whom bytes wait here.
+
+        His kernel tells what he has taken: ours takes megabytes at a time. Once upgraded, he may do as
+        he likes.
+        """
+        visitor, rate = self._visitor, self._config.min_body_rate
+        upgraded = visitor.exchange is not None and visitor.exchange.upgraded
+        if visitor.sink.idle or visitor.sink.done or not rate or upgraded:
+            self._taking = None
+            return False
+        count = sockets.acknowledged(visitor.end.sock)
+        if count is None:
+            return False
+        if self._taking is None:
+            self._taking = Pace(rate, pace.TAKING_GRACE, now, count)
+        return self._taking.look(now, count, True)
+
+    def _check_upgraded(self, exchange: Exchange, now: float) -> None:
+        stream, limit = exchange.stream, self._config.tunnel_idle_timeout
+        if not limit or not isinstance(stream, Stream):
+            return
+        moved = stream.sent + stream.received
+        if moved != self._moved:
+            self._moved, self._moved_at = moved, now
+        elif now - self._moved_at > limit:
+            exchange.abandon()
