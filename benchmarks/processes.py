@@ -163,6 +163,10 @@ class Process:
             self._check_patience(over, deadline, "did not say what was expected")
             time.sleep(POLL)
 
+    def said(self, pattern: str) -> int:
+        """How many lines of the output match ``pattern`` so far."""
+        return len(re.findall(pattern, self.log.read_text(errors="replace"), re.MULTILINE))
+
     def expect_port(self, port: int, timeout: float = 15.0) -> None:
         """Blocks until something accepts on loopback at ``port``; BenchmarkError if nothing does."""
         deadline = time.monotonic() + timeout
@@ -202,9 +206,7 @@ class Workspace:
         self._running: list[Process] = []
         self._count = 0
 
-    def start(
-        self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None
-    ) -> Process:
+    def start(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> Process:
         """Starts a program; it runs until `stop`, or until the workspace is left.
 
         ``variables`` are added to its environment.

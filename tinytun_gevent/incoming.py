@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import gevent
 from gevent.hub import Hub
 from h2.exceptions import FlowControlError, ProtocolError
+from hpack.exceptions import HPACKError
 
 from tinytun_gevent.control import Control
 from tinytun_gevent.errors import PeerProtocolError, SessionClosedError
@@ -50,6 +51,11 @@ def _receive_buffer() -> memoryview:
     if hub not in _buffers:
         _buffers[hub] = memoryview(bytearray(RECEIVE_BUFFER))
     return _buffers[hub]
+
+
+def _reason(error: Exception) -> str:
+    """What the peer and the log are told: no object of ours with its address, and not all of a long field."""
+    return "a header block cannot be decoded" if isinstance(error.__cause__, HPACKError) else str(error)[:200]
 
 
 class Incoming:
@@ -108,7 +114,7 @@ class Incoming:
             code = FLOW_CONTROL_ERROR
         else:
             code = int(getattr(error, "error_code", 1))
-        self._session.close(PeerProtocolError(f"the peer broke HTTP/2: {error}", code), code)
+        self._session.close(PeerProtocolError(f"the peer broke HTTP/2: {_reason(error)}", code), code)
 
     def _receive(self, view: memoryview) -> None:
         """Takes the bytes of one read. Nothing in here switches greenlets."""

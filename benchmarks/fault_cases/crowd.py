@@ -1,4 +1,4 @@
-"""Many clients in one process: ``crowd.py SERVER PORT PREFIX COUNT`` keeps COUNT tunnels to a local port open.
+"""Many clients in one process: ``crowd.py SERVER PORT PREFIX COUNT`` keeps COUNT tunnels to a port open.
 
 They are the command's own agents, each with its own connection, without its terminal. They end with
 the process.

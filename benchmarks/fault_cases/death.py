@@ -1,4 +1,4 @@
-"""Processes that die: the client, the worker, the master, the whole server, and a thousand clients' server."""
+"""Processes that die: client, worker, master, the whole server, and the server of a thousand clients."""
 
 from __future__ import annotations
 
@@ -126,5 +126,3 @@ def thousand_clients(site: Site) -> Measured:
     if waiting:
         return Measured(f"{len(waiting)} are not served after {took:.0f} s", False)
     return Measured(f"{took:.1f} s", took <= CROWD_BACK)
-
-

@@ -37,5 +37,5 @@ def measure(case: Case, services: Services) -> Measured:
     with Workspace(patience=STOP) as workspace:
         try:
             return case.run(Site(workspace, services))
-        except (BenchmarkError, OSError, http.client.HTTPException) as error:
+        except (BenchmarkError, OSError, AssertionError, http.client.HTTPException) as error:
             return Measured(f"{error}" or type(error).__name__, False)

@@ -20,6 +20,7 @@ LOCAL = "127.0.0.1"
 POLL = 0.02  # seconds between two looks; what a measured time may be wrong by
 PATIENCE = 20.0  # seconds for what has no promise: a first start, a service of ours
 SUPERVISOR_PAUSE = 1.0  # seconds before a program that ended at once is started again, as supervisord does
+SERVES = r" serves: clients on port "
 FAILED = 0
 """The status of a request that had no answer."""
 
@@ -41,12 +42,12 @@ class Site:
     # -- programs -------------------------------------------------------------
 
     def start_server(self, *options: str, wrapper: Sequence[str] = (), bind: str = LOCAL) -> Process:
-        """Starts the server and waits until it listens. ``wrapper`` are words in front of the command."""
+        """Starts the server and waits until it serves. ``wrapper`` are words in front of the command."""
         command = [*wrapper, sys.executable, str(BIN / "tinytun-server"), "--base-domain", "localhost"]
         command += ["--bind", bind, "--state-dir", str(self.state)]
         command += [word for which, port in self.ports.items() for word in (f"--{which}-port", str(port))]
         self.server = self._start("server", [*command, *options])
-        self.server.expect_port(self.ports["connection"], PATIENCE)
+        self.server.expect(SERVES, PATIENCE)
         return self.server
 
     def restart_server(self, *options: str) -> None:
@@ -60,15 +61,28 @@ class Site:
         self.start_server(*options)
 
     def start_client(
-        self, name: str, target: int | None = None, *options: str, kind: str = "http", port: int | None = None
+        self,
+        name: str,
+        target: int | None = None,
+        *options: str,
+        kind: str = "http",
+        host: str = LOCAL,
+        port: int | None = None,
+        wrapper: Sequence[str] = (),
     ) -> Process:
-        """Starts a client that leads to ``target`` (nginx's port if None); does not wait.
+        """Starts a client that leads to ``target`` (the port of the page's service if None); does not wait.
 
-        ``name`` is the subdomain of an HTTP tunnel; ``port`` leads to the server by another way.
+        ``name`` is the subdomain of an HTTP tunnel; ``host`` and ``port`` are a detour to the server.
         """
-        command = [sys.executable, str(BIN / "tinytun"), kind, f"{LOCAL}:{target or self.page_port}"]
+        command = [
+            *wrapper,
+            sys.executable,
+            str(BIN / "tinytun"),
+            kind,
+            f"{LOCAL}:{target or self.page_port}",
+        ]
         command += ["-s", name] if kind == "http" else []
-        command += ["--server", f"http://{LOCAL}:{port or self.ports['connection']}", *options]
+        command += ["--server", f"http://{host}:{port or self.ports['connection']}", *options]
         return self._start(f"client-{name}", command)
 
     def open_tunnel(self, name: str, target: int | None = None, *options: str, **more: Any) -> Process:
@@ -82,8 +96,11 @@ class Site:
 
     def worker(self) -> int:
         """The process id of the server's one worker."""
-        children = [identity.pid for identity, stat in family([self.server.pid]).items()
-                    if stat.parent == self.server.pid]
+        children = [
+            identity.pid
+            for identity, stat in family([self.server.pid]).items()
+            if stat.parent == self.server.pid
+        ]
         if len(children) != 1:
             raise BenchmarkError(f"the server has {len(children)} workers")
         return children[0]

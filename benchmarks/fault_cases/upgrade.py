@@ -35,8 +35,9 @@ def _under_load(site: Site, endpoint: Endpoint) -> Measured:
     result = results[0] if results else None
     if result is None:
         return Measured("; ".join(outcome.reasons) or "wrk did not end", False)
-    text = f"{result.requests:,} requests, {result.socket_errors} socket errors, {result.wrong_status} not 2xx"
-    return Measured(text, not result.socket_errors and not result.wrong_status)
+    errors, wrong = result.socket_errors, result.wrong_status
+    text = f"{result.requests:,} requests, {errors} socket errors, {wrong} not 2xx"
+    return Measured(text, not errors and not wrong)
 
 
 @group.case(

@@ -99,5 +99,3 @@ def _is_terminal(stream: Any) -> bool:
         return stream is not None and bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
     except ValueError:
         return False
-
-
