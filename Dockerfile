@@ -8,12 +8,16 @@ FROM python:3.12-slim AS build
 WORKDIR /src
 COPY setup.py pyproject.toml README.md LICENSE ./
 COPY tinytun_gevent tinytun_gevent
-RUN python -m venv /opt/tinytun && /opt/tinytun/bin/pip install --no-cache-dir .
+RUN python -m venv /opt/tinytun && /opt/tinytun/bin/pip install --no-cache-dir . && mkdir -m 700 /state
 
 FROM python:3.12-slim
 COPY --from=build /opt/tinytun /opt/tinytun
 ENV PATH=/opt/tinytun/bin:$PATH PYTHONDONTWRITEBYTECODE=1
-# A user without a name, a home or any rights: nothing in here has to be written.
+# What outlives a restart: give it a volume, or names last as long as the container.
+COPY --from=build --chown=10001:10001 /state /var/lib/tinytun-server
+ENV STATE_DIR=/var/lib/tinytun-server
+VOLUME /var/lib/tinytun-server
+# A user without a name, a home or any rights: nothing else in here has to be written.
 USER 10001:10001
 # Clients, visitors of HTTP tunnels, TCP behind a load balancer. TCP tunnels get 20000-60000.
 EXPOSE 5554 5555 5556

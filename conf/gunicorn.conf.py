@@ -12,9 +12,11 @@ import os
 
 from tinytun_gevent.server.addresses import bracketed
 from tinytun_gevent.server.config import ServerConfig
-from tinytun_gevent.server.launch import settings
+from tinytun_gevent.server.launch import default_directory, settings
 
 _config = ServerConfig.from_environ(os.environ)
+if not _config.state_dir:
+    os.environ["STATE_DIR"] = default_directory(_config.connection_port)
 globals().update(settings(_config, [f"{bracketed(host)}:{port}" for _, host, port in _config.listeners()]))
 
 # gunicorn wants the name of an application; the worker makes its own and never loads this one.

@@ -19,6 +19,7 @@ from h2.events import (
     StreamReset,
 )
 from h2.settings import SettingCodes, Settings
+from server_process import ServerProcess
 from support import DEADLINE, Response, Source, connect, eventually
 
 from tinytun_gevent import TunnelServer
@@ -38,7 +39,7 @@ class RawClient:
 
     def __init__(
         self,
-        server: TunnelServer,
+        server: TunnelServer | ServerProcess,
         subdomain: str = "demo",
         max_streams: int = 100,
         window: int = 65535,
@@ -88,6 +89,10 @@ class RawClient:
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
         name = subdomain if port is None else port
+        if isinstance(server, ServerProcess):
+            listed = {"Subdomain": name} if port is None else {"PortNumber": name}
+            eventually(lambda: any(tunnel["name"] == listed for tunnel in server.tunnels()))
+            return
         eventually(lambda: name in server.registry.tunnels and server.registry.tunnels[name].ready)
         if join is not None and waits:
             eventually(lambda: not server.registry.tunnels[name].promised)

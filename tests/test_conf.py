@@ -124,6 +124,7 @@ class Supervised:
                 ("\nPROXY_PORT=5555", f"\nPROXY_PORT={self.proxy_port}"),
                 ("TCP_PROXY_PORT=5556", f"TCP_PROXY_PORT={tcp}"),
                 ("METADATA_PORT=5553", f"METADATA_PORT={self.metadata_port}"),
+                ("STATE_DIR=/var/lib/tinytun-server", f"STATE_DIR={folder / 'state'}"),
             )
         )
         config = configparser.RawConfigParser(inline_comment_prefixes=())

@@ -122,6 +122,8 @@ Options:
   --backlog N                     connections that the system queues on each port (default: 2048)
   --drain-timeout SECONDS         seconds that running exchanges get to finish when the server stops
                                   (default: 25)
+  --reload-timeout SECONDS        the same in the old process after a reload, while the new one serves
+                                  (default: 60)
   --check                         Check the configuration and that its ports are free, then exit
   --debug                         Show the stack of an error
   -h, --help                      Print help

@@ -268,10 +268,14 @@ class Registry:
 
     def lasting(self) -> list[Record]:
         """What is to be remembered beyond this process: the names that have an owner."""
+        return [record for record in self.records() if record.resumable]
+
+    def records(self) -> list[Record]:
+        """What a process that takes over has to know: all names that visitors may ask for."""
         return [
             Record(tunnel.kind, tunnel.name, tunnel.id, tunnel.opener, tunnel.resumable)
             for tunnel in self.tunnels.values()
-            if tunnel.resumable and (tunnel.ready or tunnel.leased_until is not None)
+            if tunnel.ready or tunnel.leased_until is not None
         ]
 
     def restore(self, record: Record, now: float) -> Tunnel | None:

@@ -19,12 +19,14 @@ from gevent import socket
 
 from ..background import run_in_hub
 from ..errors import TunnelError
-from ..registry import Registry
+from ..registry import Record, Registry
+from ..sockets import BareSocket
 from .accepting import Acceptor
 from .addresses import bracketed, listen_all, plain
 from .config import ServerConfig, server_url
 from .core import ServerCore
 from .edge import Edge
+from .handover import Moved, Predecessor, Successor
 from .leases import Leases
 from .listener import Listener
 from .metadata import MetadataApp
@@ -62,7 +64,7 @@ class Serving:
         self.core = core = ServerCore(self.config)
         listener, edge, tcp = Listener(core), Edge(core), TcpFront(core)
         core.fronts = [listener, edge, tcp]
-        self._listener = listener
+        self._listener, self._edge, self._tcp = listener, edge, tcp
         self._leases = Leases(core.registry, core.storage, listener.release)
         self._metadata = _metadata_host(MetadataApp(core.registry, self.config))
         handlers: list[Handler] = [
@@ -78,16 +80,47 @@ class Serving:
             serve = partial(_serve, handler)
             self._servers.append(Acceptor(sock, serve, core.workers, config.max_connections, raw=is_raw))
 
-    def start(self) -> None:
+    def start(self, predecessor: Predecessor | None = None) -> None:
         """Begins to accept connections; does not block.
 
-        The names of the last process wait for their owners, and so do the visitors who ask for them.
+        The names of the last process wait for their owners, and so do the visitors who ask for them;
+        the ports of TCP tunnels are its own where it is still there to pass them on.
         """
         self.core.start()
-        self._listener.restore(self._leases.start())
+        records, ports = (predecessor.records, predecessor.ports) if predecessor else (None, {})
+        self._listener.restore(self._leases.start(records), ports)
         self.core.clock.watch(self._leases)
         for server in self._servers:
             server.start()
+
+    # -- from one process to the next -----------------------------------------
+
+    def welcome(self, sock: BareSocket, moved: Moved) -> None:
+        """Goes on with a visitor of the process before; never blocks."""
+        if moved.port is None:
+            self.core.workers.spawn(self._edge.go_on, sock, moved)
+        else:
+            self.core.workers.spawn(self._tcp.go_on, sock, moved)
+
+    def pause(self) -> tuple[list[Record], dict[int, int]]:
+        """Stops accepting; see `handover.Old`."""
+        for server in self._servers:
+            server.stop_accepting()
+        return self.core.registry.records(), self._listener.ports.pause()
+
+    def resume(self) -> None:
+        """Accepts again."""
+        for server in self._servers:
+            server.start_accepting()
+        self._listener.ports.resume()
+
+    def hand_over(self, successor: Successor) -> None:
+        """Says goodbye to the clients, and lets visitors move when their exchanges are over."""
+        self._leases.abandon()
+        self.core.successor = successor
+        for server in self._servers:
+            server.close()
+        self.core.begin_drain()
 
     def stop(self, deadline: float) -> bool:
         """Stops accepting at once, drains until ``deadline`` (monotonic seconds), closes everything.
@@ -99,6 +132,8 @@ class Serving:
         self._metadata.close()
         self._leases.freeze()
         ended = self.core.drain(deadline)
+        if self.core.successor is not None:  # those that are moving count as nothing that runs
+            self._edge.wait_gone(deadline - time.monotonic())
         self.core.workers.join(LAST_WORDS)
         self.core.workers.kill()
         self.core.workers.join(LAST_WORDS)

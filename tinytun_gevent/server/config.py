@@ -171,6 +171,13 @@ class ServerConfig:
         "seconds that running exchanges get to finish when the server stops",
     )
 
+    reload_timeout: float = _option(
+        "RELOAD_TIMEOUT",
+        "60",
+        settings.seconds(0, 86_400),
+        "the same in the old process after a reload, while the new one serves",
+    )
+
     def __post_init__(self) -> None:
         for option in fields(self):
             given = getattr(self, option.name)

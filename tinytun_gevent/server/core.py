@@ -12,11 +12,13 @@ from gevent.event import Event
 
 from ..errors import TryLaterError
 from ..registry import Registry, Tunnel
+from ..sockets import End
 from ..wire.handshake import OpenRequest
 from ..wire.http1 import HeadLimits
 from ..workers import Workers
 from .config import ServerConfig
 from .deadlines import Clock
+from .handover import Moved, Successor
 from .peers import Peers
 from .pool import StreamPool
 from .storage import Storage
@@ -74,6 +76,8 @@ class ServerCore:
         self.answer_limits = HeadLimits(config.answer_head_bytes, config.answer_head_fields)
         #: Whether the server is stopping: no new tunnels, no further request on a connection.
         self.draining = False
+        #: The process that goes on serving; visitors move there between two requests. None if there is none.
+        self.successor: Successor | None = None
         #: How many exchanges, and connections carried as they are, there are now.
         self.busy = 0
         self._quiet = Event()
@@ -128,6 +132,16 @@ class ServerCore:
             self.clock.watch(pool)
         return pool
 
+    def move(self, end: End, moved: Moved) -> bool:
+        """Lets the successor have a connection, with what was read of it; whether it has it. Blocks.
+
+        ``end`` is closed then. Without a successor, or over TLS, whose state cannot move, it stays here.
+        """
+        if self.successor is None or not end.direct or not self.successor.take(end.sock, moved):
+            return False
+        end.close()
+        return True
+
     def begin(self) -> None:
         """An exchange, or a connection that is carried as it is, starts; :meth:`end` follows."""
         self.busy += 1
@@ -167,7 +181,10 @@ class ServerCore:
             except Exception:
                 log.exception("%s could not be drained", type(front).__name__)
         for tunnel in list(self.registry.tunnels.values()):
-            self.pool_of(tunnel).end_idle()
+            pool = self.pool_of(tunnel)
+            pool.end_idle()
+            if not tunnel.takes_visitors:
+                pool.close()  # its client will not come back here
             for session in list(tunnel.sessions):
                 session.goaway()
 

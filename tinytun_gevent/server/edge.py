@@ -24,10 +24,11 @@ from tinytun_gevent.server import proxied
 from tinytun_gevent.server.addresses import plain
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.forwarder import Forwarder
+from tinytun_gevent.server.handover import Moved
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.routing import find_route
 from tinytun_gevent.server.sending import failure_of
-from tinytun_gevent.sockets import Socket, end_of
+from tinytun_gevent.sockets import Interrupted, Socket, end_of
 from tinytun_gevent.stream import Stream
 from tinytun_gevent.wire import http1
 
@@ -47,6 +48,8 @@ class Edge:
     def __init__(self, core: ServerCore) -> None:
         self._core = core
         self._visitors: set[Visitor] = set()
+        #: Set when there is none (any more).
+        self._gone = Event()
 
     @property
     def visitors(self) -> int:
@@ -54,7 +57,13 @@ class Edge:
 
     def handle(self, sock: Socket, address: tuple[str, int]) -> None:
         """Serves one visitor connection until it ends; closes the socket. Blocks."""
-        visitor = Visitor(self._core, sock, address)
+        self._serve(Visitor(self._core, sock, address))
+
+    def go_on(self, sock: Socket, moved: Moved) -> None:
+        """As :meth:`handle`, for one that another process has served until now."""
+        self._serve(Visitor(self._core, sock, moved.address, moved))
+
+    def _serve(self, visitor: Visitor) -> None:
         self._visitors.add(visitor)
         self._core.clock.watch(visitor)
         try:
@@ -62,9 +71,17 @@ class Edge:
         finally:
             self._core.clock.forget(visitor)
             self._visitors.discard(visitor)
+            if not self._visitors:
+                self._gone.set()
+
+    def wait_gone(self, timeout: float) -> None:
+        """Blocks until no visitor is left, ``timeout`` seconds at most."""
+        if self._visitors and timeout > 0:
+            self._gone.clear()
+            self._gone.wait(timeout)
 
     def drain(self) -> None:
-        """Closes the connections that wait for a request; the others end after their answer."""
+        """Lets go of the connections that wait for a request; the others follow after their answer."""
         for visitor in list(self._visitors):
             visitor.drain()
 
@@ -78,6 +95,7 @@ class Visitor:
         "_end",
         "_ended",
         "_finished",
+        "_fresh",
         "_head_patience",
         "_head_since",
         "_moved",
@@ -90,7 +108,10 @@ class Visitor:
         "sink",
     )
 
-    def __init__(self, core: ServerCore, sock: Socket, address: tuple[str, int]) -> None:
+    def __init__(
+        self, core: ServerCore, sock: Socket, address: tuple[str, int], moved: Moved | None = None
+    ) -> None:
+        """``moved`` is what is known of one that another process has served until now."""
         sockets.tune(sock)
         self._core = core
         self._end = end_of(sock)
@@ -100,8 +121,11 @@ class Visitor:
         self.sink.on_drained = self._drained
         #: The exchange under way; its answer may still be on the way while the next head is read.
         self.exchange: Exchange | None = None
-        self._buffer = bytearray()
-        forwarding = http1.Forwarding(self.client[0], core.config.proxy_port)
+        self._buffer = bytearray(moved.early if moved else b"")
+        #: Whether a PROXY header may still begin the connection.
+        self._fresh = moved.fresh if moved else True
+        public_port = moved.public_port if moved else core.config.proxy_port
+        forwarding = http1.Forwarding(self.client[0], public_port)
         #: Sends his requests on.
         self.forwarder = Forwarder(core, self._end, self._buffer, forwarding)
         self._waiting: Event | None = None
@@ -114,14 +138,14 @@ class Visitor:
         self._head_since = 0.0
         self._head_patience = core.config.head_timeout
         #: Whether there has been an exchange.
-        self._served = False
+        self._served = moved is not None and not moved.fresh
         #: Bytes that an upgraded connection had carried when it was last looked at.
         self._moved = 0
 
     @property
     def draining(self) -> bool:
-        """Whether this connection must end after the exchange under way."""
-        return self._core.draining
+        """Whether this connection must end after the exchange under way, for it cannot move."""
+        return self._core.draining and (self._core.successor is None or not self._end.direct)
 
     @property
     def request_limits(self) -> http1.HeadLimits:
@@ -145,10 +169,12 @@ class Visitor:
             self._take_proxy_header()
             while (head := self._read_head()) is not None:
                 self._wait_exchange()
-                if self._finished:
+                if self._finished or self._move(head) or not self._serve(head):
                     break
-                self._serve(head)
             self._wait_exchange()
+        except Interrupted:
+            if not self._move():
+                self._finish()
         except MessageError as error:
             self._wait_exchange()
             self._refuse(error, accept_of(head or self._buffer))
@@ -164,12 +190,15 @@ class Visitor:
 
     def _take_proxy_header(self) -> None:
         """A trusted proxy may begin with a PROXY header; anybody else's is a malformed request."""
-        if not self._core.is_trusted(self.client[0]):
+        if not self._fresh or not self._core.is_trusted(self.client[0]):
+            self._fresh = False
             return
-        self._buffer += self._end.recv(READ_SIZE)  # a connection opened in advance may be idle until then
+        if not self._buffer:
+            self._buffer += self._end.recv(READ_SIZE)  # one opened in advance may be idle until then
         self._head_since, self._head_patience = time.monotonic(), self._core.config.proxy_header_timeout
         header = proxied.read_optional(self._end, self._buffer)
         self._head_since, self._head_patience = 0.0, self._core.config.head_timeout
+        self._fresh = False
         if header is not None and header.source is not None and header.destination is not None:
             self.client = plain(header.source)
             self.forwarder.forwarding = http1.Forwarding(self.client[0], header.destination[1])
@@ -205,8 +234,11 @@ class Visitor:
         elif not self._finished:
             self._buffer += data
 
-    def _serve(self, head: bytes) -> None:
-        """Sends one request to where it belongs; returns when all of it has been sent."""
+    def _serve(self, head: bytes) -> bool:
+        """Sends one request to where it belongs; returns when all of it has been sent.
+
+        False if the connection has moved to another process instead.
+        """
         request = http1.parse_request_head(head, self.request_limits)
         route = find_route(self._core, request, self.client[0])
         tunnel_id = route.id if isinstance(route, Tunnel) else ""
@@ -220,9 +252,31 @@ class Visitor:
         except MessageError as error:
             exchange.fail(Failure(error.status, f"Your request's body was not understood: {error}."))
         except SessionError as error:
+            if self._withdraw(exchange, head):
+                return False
             exchange.fail(failure_of(error))
         if request.upgrade and not exchange.over:
             self._continue_upgraded(exchange)
+        return True
+
+    def _move(self, head: bytes = b"") -> bool:
+        """Between two requests: moves to the process that serves now, if there is one. Blocks.
+
+        ``head`` is the next request's, which has been read.
+        """
+        if self._core.successor is None or self.exchange is not None or not self.sink.idle:
+            return False
+        forwarding = self.forwarder.forwarding
+        early = head + bytes(self._buffer)
+        return self._core.move(self._end, Moved(None, self.client, forwarding.port, early, self._fresh))
+
+    def _withdraw(self, exchange: Exchange, head: bytes) -> bool:
+        """Moves with a request that found no session here, of which nothing has been sent."""
+        if self._core.successor is None or exchange.stream is not None or not exchange.withdraw():
+            return False
+        self.exchange = None
+        self._core.end()
+        return self._move(head)
 
     def _continue_upgraded(self, exchange: Exchange) -> None:
         """After the service's 101 the connection is opaque; before it, it is not."""
@@ -254,6 +308,8 @@ class Visitor:
         self._since = time.monotonic()
         if exchange.close or self.draining:
             self._finish()
+        elif self._core.successor is not None:
+            self._end.interrupt()
         self.wake()
 
     def wake(self) -> None:
@@ -319,8 +375,12 @@ class Visitor:
     # -- deadlines ------------------------------------------------------------
 
     def drain(self) -> None:
-        """Ends an idle connection; one that has just come may still say what it wants."""
-        if self.exchange is None and not self._buffer and not self._finished and self._served:
+        """Ends an idle connection, or moves it; one that has just come may still say what it wants."""
+        if self.exchange is not None or self._finished:
+            return
+        if not self.draining:
+            self._end.interrupt()
+        elif not self._buffer and self._served:
             self._finish()
 
     def tick(self, now: float) -> None:

@@ -323,6 +323,10 @@ class Exchange:
     def _is_head(self) -> bool:
         return self.request.method == b"HEAD"
 
+    def withdraw(self) -> bool:
+        """Takes the request back, of which nothing was sent; False if it is over already."""
+        return not self.started and self._claim_end()
+
     def abandon(self) -> None:
         """The visitor has left: the service need not go on."""
         if self._claim_end():

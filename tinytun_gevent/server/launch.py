@@ -16,7 +16,6 @@ import select
 import signal
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
@@ -82,17 +81,18 @@ def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int
 def default_directory(port: int) -> str:
     """Where a server keeps its state that was not told: for each connection port a place of its own.
 
-    systemd's if it offers one, the system's for root, the user's for anybody else.
+    systemd's if it offers one, the user's own, and for root, or who has no home, the system's.
     """
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    home = os.environ.get("XDG_STATE_HOME", "")
+    state = os.environ.get("XDG_STATE_HOME", "")
+    home = os.path.expanduser("~")
     if given:
-        base = Path(given)
-    elif os.geteuid() == 0:
-        base = Path("/var/lib/tinytun-server")
+        base = given
+    elif os.geteuid() and (os.path.isabs(state) or os.path.isabs(home)):
+        base = os.path.join(state if os.path.isabs(state) else f"{home}/.local/state", "tinytun-server")
     else:
-        base = (Path(home) if os.path.isabs(home) else Path.home() / ".local/state") / "tinytun-server"
-    return str(base / str(port))
+        base = "/var/lib/tinytun-server"
+    return os.path.join(base, str(port))
 
 
 def lock_directory(path: str) -> int | None:

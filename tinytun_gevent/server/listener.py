@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import gevent
@@ -51,15 +53,22 @@ class Listener:
     def drain(self) -> None:
         self.ports.drain()
 
-    def restore(self, tunnels: list[Tunnel]) -> None:
-        """Opens leased tunnels to their visitors, who wait; a port that is not free waits for its owner."""
+    def restore(self, tunnels: list[Tunnel], ports: Mapping[int, int]) -> None:
+        """Opens leased tunnels to their visitors, who wait.
+
+        ``ports`` has listening descriptors, which are closed if nobody wants them. A port that is not
+        free waits for its owner.
+        """
+        left = dict(ports)
         for tunnel in tunnels:
             self._core.pool_of(tunnel).expect()
             if isinstance(tunnel.name, int) and self._must_listen(tunnel.kind):
                 try:
-                    self.ports.listen(tunnel)
+                    self.ports.listen(tunnel, left.pop(tunnel.name, None))
                 except (NameTakenError, OSError) as error:
                     log.info("port %d cannot be opened again yet: %s", tunnel.name, error)
+        for descriptor in left.values():
+            os.close(descriptor)
 
     def handle(self, sock: socket.socket, address: tuple[str, int]) -> None:
         """Serves one connection until it ends; closes the socket. Blocks."""

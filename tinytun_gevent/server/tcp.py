@@ -25,6 +25,7 @@ from tinytun_gevent.relay import SocketSink, relay
 from tinytun_gevent.server import proxied
 from tinytun_gevent.server.accepting import Acceptor
 from tinytun_gevent.server.addresses import bracketed, listen, plain
+from tinytun_gevent.server.handover import Moved
 from tinytun_gevent.server.upstream import PeerConnection
 from tinytun_gevent.sockets import End, Socket, end_of
 from tinytun_gevent.stream import Stream, Upstream
@@ -46,20 +47,15 @@ class TcpPorts:
         self._servers: dict[str, Acceptor] = {}
         self._visitors = TcpVisitors(core)
 
-    def listen(self, tunnel: Tunnel) -> None:
-        """Binds the tunnel's port, unless that is done. Raises ``NameTakenError``: another program has it."""
-        assert isinstance(tunnel.name, int)
+    def listen(self, tunnel: Tunnel, descriptor: int | None = None) -> None:
+        """Binds the tunnel's port, unless that is done or ``descriptor`` listens on it already.
+
+        Raises ``NameTakenError`` if another program has it.
+        """
         if tunnel.id in self._servers:
             return
         config = self._core.config
-        try:
-            native = listen(config.bind, tunnel.name, config.backlog)
-        except OSError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                raise NameTakenError("Port not available") from error
-            raise
-
-        sock = socket.socket(native.family, native.type, native.proto, native.detach())
+        sock = self._bind(tunnel) if descriptor is None else socket.socket(fileno=descriptor)
         sock.setblocking(False)
 
         def serve(visitor: Socket, address: Address) -> None:
@@ -68,6 +64,28 @@ class TcpPorts:
         server = Acceptor(sock, serve, self._core.workers, config.max_connections, raw=True)
         server.start()
         self._servers[tunnel.id] = server
+
+    def _bind(self, tunnel: Tunnel) -> socket.socket:
+        config = self._core.config
+        assert isinstance(tunnel.name, int)
+        try:
+            native = listen(config.bind, tunnel.name, config.backlog)
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise NameTakenError("Port not available") from error
+            raise
+        return socket.socket(native.family, native.type, native.proto, native.detach())
+
+    def pause(self) -> dict[int, int]:
+        """Stops accepting everywhere: the listening descriptors by port, which stay this process's."""
+        for server in self._servers.values():
+            server.stop_accepting()
+        return {int(server.address[1]): server.socket.fileno() for server in self._servers.values()}
+
+    def resume(self) -> None:
+        """Accepts again."""
+        for server in self._servers.values():
+            server.start_accepting()
 
     def close(self, tunnel: Tunnel) -> None:
         """Releases the tunnel's port at once; its visitors go on. Idempotent."""
@@ -91,6 +109,15 @@ class TcpFront:
 
     def drain(self) -> None:
         """There is nothing idle here."""
+
+    def go_on(self, sock: Socket, moved: Moved) -> None:
+        """Serves a visitor who waited in another process for a tunnel's client. Blocks."""
+        end = end_of(sock)
+        tunnel = None if moved.port is None else self._core.registry.find_port(moved.port)
+        if tunnel is None:
+            end.abort()
+        else:
+            self._visitors.serve(tunnel, end, moved.address, moved.early)
 
     def handle(self, sock: Socket, address: Address) -> None:
         """Serves one connection until it ends; closes the socket. Blocks."""
@@ -158,7 +185,14 @@ class TcpVisitors:
                 if time.monotonic() > until:
                     raise StreamLimitError("the client refuses every stream")
         except (SessionError, OSError):
-            end.abort()
+            if not self._move(tunnel, end, visitor, early):
+                end.abort()
+
+    def _move(self, tunnel: Tunnel, end: End, visitor: Address, early: bytes) -> bool:
+        """Lets the process that serves now have a visitor for whom no client came here."""
+        if not isinstance(tunnel.name, int) or end.closed:
+            return False
+        return self._core.move(end, Moved(tunnel.name, visitor, tunnel.name, early))
 
     def carry(self, stream: Upstream, end: End, early: bytes = b"") -> bool:
         """Relays between ``stream`` and ``end``, ``early`` first; blocks, closes both.

@@ -19,9 +19,11 @@ from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
 from .. import __version__, garbage
+from ..registry import Record
 from . import logs
 from .app import Serving
 from .config import ServerConfig
+from .handover import Handover, Predecessor, Successor, take_over
 
 log = logging.getLogger("tinytun_gevent.server")
 
@@ -58,13 +60,55 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serves; returns when everything has been drained."""
-        self._serving.start()
+        predecessor = self._take_over()
+        self._serving.start(predecessor)
         garbage.calm()
+        self._offer()
+        if predecessor is not None:
+            self._welcome(predecessor)
         self._announce()
         while self.alive:
             self.notify()
             self._stopping.wait(NOTIFY)
         self._drain()
+
+    def _take_over(self) -> Predecessor | None:
+        """What the worker that serves until now leaves to this one, on a reload."""
+        directory = self._serving.core.storage.directory
+        return None if directory is None else take_over(directory, self.ppid)
+
+    def _welcome(self, predecessor: Predecessor) -> None:
+        """Takes the visitors of the worker before, which learns now that it may go."""
+        try:
+            predecessor.confirm()
+        except OSError as error:
+            log.warning("the previous worker ended before it could hand over its visitors: %s", error)
+            return
+        gevent.spawn(self._welcome_visitors, predecessor)
+
+    def _welcome_visitors(self, predecessor: Predecessor) -> None:
+        for sock, moved in predecessor.visitors():
+            self._serving.welcome(sock, moved)
+
+    def _offer(self) -> None:
+        """Lets the worker of the next reload take over."""
+        directory = self._serving.core.storage.directory
+        if directory is not None:
+            self._handover = Handover(directory, self.ppid, self)
+            self._handover.start()
+
+    def pause(self) -> tuple[list[Record], dict[int, int]]:
+        """See `handover.Old`."""
+        return self._serving.pause()
+
+    def resume(self) -> None:
+        self._serving.resume()
+
+    def hand_over(self, successor: Successor) -> None:
+        """Another worker serves: this one ends when its visitors have moved or left."""
+        self._serving.hand_over(successor)
+        self.alive = False
+        self._stopping.set()
 
     def _announce(self) -> None:
         """Tells the log, and the master, that this worker serves."""
@@ -83,7 +127,7 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
 
     def _drain(self) -> None:
         """Stops accepting at once; running exchanges finish within DRAIN_TIMEOUT, unless hurried."""
-        patience = 0.0 if self._hurried else self._config.drain_timeout
+        patience = 0.0 if self._hurried else self._patience()
         busy = self._serving.core.busy
         log.info("stopping: %s", f"{busy} exchanges may take {patience:g} s to finish" if busy else "idle")
         drain = gevent.spawn(self._serving.stop, time.monotonic() + patience)
@@ -96,6 +140,12 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
                 drain.kill(block=False)
                 break
         log.info("stopped%s", "" if drain.ready() and drain.value else ": some exchanges were cut off")
+
+    def _patience(self) -> float:
+        """Seconds for what runs: more of them where another worker serves, and nobody waits for this one."""
+        if self._serving.core.successor is None:
+            return self._config.drain_timeout
+        return self._config.reload_timeout
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """TERM: drain."""
