@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 #: Mutations of each parser: all together take about two seconds. A session costs ten times what others do.
-MUTATIONS = dict.fromkeys(TARGETS, 500) | {"session": 150, "proxyproto": 250}
+MUTATIONS = dict.fromkeys(TARGETS, 2000) | {"session": 500, "proxyproto": 1000}
 SEED = 20260101
 
 

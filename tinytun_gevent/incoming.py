@@ -147,9 +147,9 @@ class Incoming:
                 self._control.tell_h2(http2.empty_data(stream_id), stream)
             return
         self._current = stream
+        self._session.backlog += length
         if length and not stream.receive_window.receive(length):
             raise FlowControlError(f"{length} bytes of DATA beyond the window of stream {stream_id}")
-        self._session.backlog += length
 
     def data_piece(self, view: memoryview) -> None:
         stream = self._current

@@ -32,7 +32,7 @@ class Site:
         self.workspace = workspace
         self.services = services
         self.ports = {which: free_port() for which in ("connection", "proxy", "tcp-proxy", "metadata")}
-        self.state = workspace.folder / "state"
+        self.state = workspace.folder / f"state-{self.ports['connection']}"
         #: What every program of ours has for its home: nothing of a case may stay on the machine.
         self.home = workspace.folder / "home"
         for folder in (self.state, self.home):

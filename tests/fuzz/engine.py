@@ -184,18 +184,19 @@ class Found:
 
 
 def search(target: Target, seconds: float, seed: int) -> Iterator[Found]:
-    """Searches for ``seconds``; yields what it has about once a second, and at the end."""
+    """Searches for ``seconds``; yields what it has about once a second, when something broke, and at the end."""
     found, arcs = Found(), Arcs(target.files)
     numbers = random.Random(seed)
     mutator = Mutator(target.tokens, numbers)
     began = shown = time.monotonic()
+    broken = 0
     for data in (*target.seeds, *target.kept()):
         _try(target, arcs, data, found)
     while (now := time.monotonic()) - began < seconds:
         pool = [data for data, _ in found.reaching[-64:]] if numbers.random() < 0.3 else None
         _try(target, arcs, mutator.mutate(pool or [data for data, _ in found.reaching]), found)
-        if now - shown >= 1:
-            shown = now
+        if now - shown >= 1 or len(found.broken) != broken:
+            shown, broken = now, len(found.broken)
             yield found
     yield found
 
