@@ -1084,3 +1084,15 @@ def _stall() -> None:
         wait_until(lambda: not (pair.opener.liveness.awaited or pair.acceptor.liveness.awaited))
         assert not pair.opener.closed.is_set()
         assert not pair.acceptor.closed.is_set()
+
+
+@pytest.mark.parametrize("opener", [True, False])
+def test_no_address_of_ours_is_told_of_a_header_block_that_cannot_be_decoded(opener: bool) -> None:
+    with raw_peer(opener=opener) as (session, peer, _):
+        peer.send(headers_frame(1, b"\xff\xff\xff"))
+        with deadline():
+            goaway = peer.wait_goaway()
+        assert b"header block" in goaway.additional_data
+        assert b"0x" not in goaway.additional_data
+        wait_until(session.closed.is_set)
+        assert "0x" not in str(session.error)

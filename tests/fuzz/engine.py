@@ -184,7 +184,7 @@ class Found:
 
 
 def search(target: Target, seconds: float, seed: int) -> Iterator[Found]:
-    """Searches for ``seconds``; yields what it has about once a second, when something broke, and at the end."""
+    """Searches for ``seconds``; yields what it has once a second, when something broke, and at the end."""
     found, arcs = Found(), Arcs(target.files)
     numbers = random.Random(seed)
     mutator = Mutator(target.tokens, numbers)

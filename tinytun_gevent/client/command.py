@@ -99,3 +99,5 @@ def _is_terminal(stream: Any) -> bool:
         return stream is not None and bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
     except ValueError:
         return False
+
+

@@ -302,3 +302,4 @@ def _status_line(head: bytes, proxy: Proxy) -> tuple[int, str]:
     if not version.startswith(b"HTTP/1.") or len(code) != 3 or not code.isdigit():
         raise HopelessError(f"proxy {proxy} does not speak HTTP")
     return int(code), clean(reason)
+

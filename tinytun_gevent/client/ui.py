@@ -114,7 +114,9 @@ class LogUi(Ui):
         log.info("the local service answers again")
 
     def exchange(self, exchange: Exchange) -> None:
-        log.debug("%s %s %d %s", exchange.method, exchange.path, exchange.status, duration(exchange.seconds))
+        log.debug(
+            "%s %s %d %s", exchange.method, exchange.path, exchange.status, duration(exchange.seconds)
+        )
 
 
 class TerminalUi(Ui):
