@@ -6,21 +6,15 @@ The messages are those of the test suite (``tests/framing_corpus.py``), through 
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .base import Group, Measured
 from .site import Site
-
-# What the test suite has for this is used as it is: its corpus, and a service that keeps every byte.
-sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "tests"))
-
-import framing_corpus as corpus  # type: ignore[import-not-found]
-import support  # type: ignore[import-not-found]
+from .suite import framing_corpus as corpus
+from .suite import support
 
 if TYPE_CHECKING:
     from support import Peer, Request, Service

@@ -41,13 +41,21 @@ class Site:
 
     # -- programs -------------------------------------------------------------
 
-    def start_server(self, *options: str, wrapper: Sequence[str] = (), bind: str = LOCAL) -> Process:
-        """Starts the server and waits until it serves. ``wrapper`` are words in front of the command."""
+    def start_server(
+        self, *options: str, wrapper: Sequence[str] = (), bind: str = LOCAL, silent: bool = False
+    ) -> Process:
+        """Starts the server and waits until it serves, or with ``silent`` until its port is open.
+
+        ``wrapper`` are words in front of the command.
+        """
         command = [*wrapper, sys.executable, str(BIN / "tinytun-server"), "--base-domain", "localhost"]
         command += ["--bind", bind, "--state-dir", str(self.state)]
         command += [word for which, port in self.ports.items() for word in (f"--{which}-port", str(port))]
         self.server = self._start("server", [*command, *options])
-        self.server.expect(SERVES, PATIENCE)
+        if silent:
+            self.server.expect_port(self.ports["connection"], PATIENCE)
+        else:
+            self.server.expect(SERVES, PATIENCE)
         return self.server
 
     def restart_server(self, *options: str) -> None:
