@@ -1,4 +1,4 @@
-"""What the test suite has and cases use as it is: malformed messages, and a service that does as it is told."""
+"""What the test suite has and cases use as it is: malformed messages, a service that does as it is told."""
 
 from __future__ import annotations
 

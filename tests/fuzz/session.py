@@ -2,12 +2,14 @@
 
 The first byte chooses the role (1: the opener's, a tunnel server's), whether a proper greeting comes
 first (2), how many streams the opener has open (4: three), and whether receivers hold what they get (8).
+Where `MARK` stands in the input our own side does something: the byte behind it says what (`_act`).
 Nothing waits here: the bytes are given to the receiving half as the reader would.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import gevent
 from gevent import socket
@@ -27,7 +29,10 @@ from .splitting import pieces
 CODE = (session, incoming, control, stream, flow, frames, http2)
 MAX_STREAMS = 5
 OPENER, GREETED, OPEN, HOLDING = 1, 2, 4, 8
+MARK = b"\xf5\xf6"
+RESET, SHUTDOWN, SEND, OPEN_ONE, GO_AWAY, RELEASE, REST = range(7)
 DATA, HEADERS, PRIORITY, RST, SETTINGS, PUSH, PING, GOAWAY, UPDATE, CONTINUATION = range(10)
+ACT = 100  # bytes that our side may say for one act, which is more than any of their frames has
 _REQUEST = http2.request(1)[9:]
 _SETTINGS = SettingsFrame(0, {3: 100, 4: 70_000}).serialize()
 _OPENING = http2.request(1, "192.0.2.1:5") + http2.request(3)
@@ -55,9 +60,15 @@ SEEDS = tuple(
         (7, frame(SETTINGS, b"\0\1\0\0\0\0\0\3\0\0\0\0"), frame(UPDATE, b"\x7f\xff\xff\xff", 0, 0)),
         (1, _SETTINGS, frame(UPDATE, b"\0\0\0\0", 0, 0)),
         (1, b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+        *((7, http2.response(1), MARK, bytes((act,)), frame(DATA, b"late", 1, 1)) for act in range(7)),
+        *(
+            (10, _OPENING, frame(DATA, b"x", 0, 1), MARK, bytes((act,)), frame(UPDATE, b"\0\0\0\1", 0, 1))
+            for act in range(7)
+        ),
     )
 )
 TOKENS = (
+    *(MARK + bytes((act | stream << 3,)) for act in range(7) for stream in range(3)),
     *(frame(kind, b"\0\0\0\1", flags, at) for kind in range(10) for flags in (0, 1, 4) for at in (0, 1)),
     *(_SETTINGS, http2.PREFACE, http2.request(5), http2.response(3), frame(DATA, b"x", 1, 1)),
     frame(DATA, b"x", 0, 3),
@@ -105,8 +116,30 @@ def _sockets() -> tuple[socket.socket, socket.socket]:
     return one, _listener[0].accept()[0]
 
 
-def _run(choice: int, parts: list[bytes]) -> tuple[object, ...]:
-    """Feeds a new session; what became of it and of its streams."""
+def _act(made: Session, inboxes: list[Inbox], what: int, hold: bool) -> None:
+    """One thing that our side may do at any time, on one of its streams; a session may refuse it."""
+    act, inbox = what & 7, inboxes[(what >> 3) % len(inboxes)] if inboxes else None
+    with contextlib.suppress(SessionError):
+        if act == OPEN_ONE and made.opener:
+            inboxes.append(Inbox(made.open("192.0.2.1:99"), hold))
+        elif act == GO_AWAY:
+            made.goaway()
+        elif inbox is None or inbox.stream.closed:
+            return
+        elif act == RESET:
+            inbox.stream.reset()
+        elif act == SHUTDOWN:
+            inbox.stream.shutdown()
+        elif act == SEND and not inbox.stream.local_ended:
+            made.send_small(inbox.stream, b"a few bytes")
+        elif act == RELEASE and inbox.hold:
+            inbox.stream.consumed(inbox.stream.receive_window.undelivered)
+        elif act == REST:
+            inbox.stream.rest()
+
+
+def _run(choice: int, data: bytes, cut: Callable[[bytes], list[bytes]]) -> tuple[object, ...]:
+    """Feeds a new session with pieces of ``data``; what became of it and of its streams."""
     ours, theirs = _sockets()
     inboxes: list[Inbox] = []
     holding = bool(choice & HOLDING)
@@ -126,7 +159,12 @@ def _run(choice: int, parts: list[bytes]) -> tuple[object, ...]:
             _receive(made, [(b"" if opener else http2.PREFACE) + _SETTINGS])
         if opener and choice & GREETED and choice & OPEN:
             inboxes += [Inbox(made.open(), holding) for _ in range(3)]
-        sent = _receive(made, parts)
+        first, *others = data.split(MARK)
+        sent = _receive(made, cut(first))
+        for part in others:
+            if part and not made.closing:
+                _act(made, inboxes, part[0], holding)
+            sent += _receive(made, cut(part[1:])) + ACT
         _check(made, inboxes, theirs, sent)
         ends = [(inbox.stream.id, bytes(inbox.received), inbox.end) for inbox in inboxes]
         return made.closing, repr(made.error), ends, made.goaway_received, len(made.streams)
@@ -186,4 +224,4 @@ def _read(theirs: socket.socket) -> bytes:
 
 def one(data: bytes) -> None:
     choice, data = (data[0], data[1:]) if data else (0, b"")
-    assert _run(choice, [data]) == _run(choice, list(pieces(data)))
+    assert _run(choice, data, lambda part: [part]) == _run(choice, data, lambda part: list(pieces(part)))
