@@ -54,8 +54,13 @@ def _receive_buffer() -> memoryview:
 
 
 def _reason(error: Exception) -> str:
-    """What the peer and the log are told: no object of ours with its address, and not all of a long field."""
-    return "a header block cannot be decoded" if isinstance(error.__cause__, HPACKError) else str(error)[:200]
+    """What the peer and the log are told: one line, without an object of ours and its address."""
+    if isinstance(error.__cause__, HPACKError):
+        return "a header block cannot be decoded"
+    text = str(error)[:200]  # which may quote all of a field
+    if text.isdecimal():  # h2 says no more than the stream's number
+        return f"{type(error).__name__} on stream {text}"
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 class Incoming:

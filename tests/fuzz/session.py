@@ -192,6 +192,8 @@ def _receive(made: Session, parts: list[bytes]) -> int:
 def _check(made: Session, inboxes: list[Inbox], theirs: socket.socket, taken: int) -> None:
     if not made.opener:
         assert len(made.streams) <= MAX_STREAMS
+    assert str(made.error).isprintable(), "it reaches the log and the peer"
+    assert " 0x" not in str(made.error), "an address of ours"
     assert len(made.conn.streams) <= MAX_STREAMS + 1, "h2 keeps streams that are over"
     assert len(made.conn.remote_settings._settings) <= 8
     held = sum(len(inbox.received) for inbox in inboxes if inbox.hold)
