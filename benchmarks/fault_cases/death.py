@@ -114,7 +114,7 @@ def thousand_clients(site: Site) -> Measured:
     server, target = f"http://127.0.0.1:{site.ports['connection']}", str(site.page_port)
     for number in range(CROWD_PROCESSES):
         words = [sys.executable, str(CROWD_PROGRAM), server, target, f"c{number}", str(each)]
-        site.workspace.start(f"crowd-{number}", words)
+        site.start(f"crowd-{number}", words)
     site.until(lambda: len(site.tunnels()) == CROWD, 60, f"there are not {CROWD} tunnels")
     site.kill_server()
     began = time.monotonic()

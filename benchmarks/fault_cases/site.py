@@ -51,7 +51,7 @@ class Site:
         command = [*wrapper, sys.executable, str(BIN / "tinytun-server"), "--base-domain", "localhost"]
         command += ["--bind", bind, "--state-dir", str(self.state)]
         command += [word for which, port in self.ports.items() for word in (f"--{which}-port", str(port))]
-        self.server = self._start("server", [*command, *options])
+        self.server = self.start("server", [*command, *options])
         if silent:
             self.server.expect_port(self.ports["connection"], PATIENCE)
         else:
@@ -91,7 +91,7 @@ class Site:
         ]
         command += ["-s", name] if kind == "http" else []
         command += ["--server", f"http://{host}:{port or self.ports['connection']}", *options]
-        return self._start(f"client-{name}", command)
+        return self.start(f"client-{name}", command)
 
     def open_tunnel(self, name: str, target: int | None = None, *options: str, **more: Any) -> Process:
         """A client, as soon as it serves."""
@@ -99,7 +99,8 @@ class Site:
         client.expect(r"^(?:http|tcp)://", PATIENCE)
         return client
 
-    def _start(self, name: str, command: Sequence[str]) -> Process:
+    def start(self, name: str, command: Sequence[str]) -> Process:
+        """Starts a program of ours, which keeps what it has to keep in this case's folder."""
         return self.workspace.start(name, command, {"HOME": str(self.home), "LOG_LEVEL": "info"})
 
     def worker(self) -> int:

@@ -113,7 +113,7 @@ class Soak:
             KINDS[name],
             name,
         ]
-        client = self._workspace.start(f"client-{name}", words)
+        client = site.start(f"client-{name}", words)
         client.expect(r"^(?:http|tcp)://", PATIENCE)
         return client
 
