@@ -56,17 +56,22 @@ class Target:
 
 
 class Arcs:
-    """Which line followed which, in some files, while a function ran."""
+    """Which line followed which, in some files, while a function ran.
+
+    A loop over many bytes shows nothing new: after `MOST` lines nobody looks any more.
+    """
+
+    MOST = 3000
 
     def __init__(self, files: frozenset[str]) -> None:
         self._files = files
         self._numbers: dict[CodeType, int] = {}
-        self._last = 0
+        self._last = self._left = 0
         self._seen: set[int] = set()
 
     def of(self, function: Callable[[bytes], None], data: bytes) -> set[int]:
         """The arcs of ``function(data)``; raises what it raises."""
-        self._seen, self._last = set(), 0
+        self._seen, self._last, self._left = set(), 0, self.MOST
         sys.settrace(self._call)
         try:
             function(data)
@@ -75,20 +80,21 @@ class Arcs:
         return self._seen
 
     def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if frame.f_code.co_filename not in self._files:
+        if self._left <= 0 or frame.f_code.co_filename not in self._files:
             return None
         self._note(frame)
         return self._line
 
     def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
         self._note(frame)
-        return self._line
+        return self._line if self._left > 0 else None
 
     def _note(self, frame: FrameType) -> None:
         number = self._numbers.setdefault(frame.f_code, len(self._numbers) + 1)
         here = number << 16 | (frame.f_lineno or 0)
         self._seen.add(self._last << 32 | here)
         self._last = here
+        self._left -= 1
 
 
 class Mutator:
@@ -103,8 +109,8 @@ class Mutator:
         )
 
     def mutate(self, pool: Sequence[bytes]) -> bytes:
-        """One of ``pool`` with one change or several."""
-        data = self._random.choice(pool)
+        """One of ``pool``, rather a short one, with one change or several."""
+        data = min(self._random.choice(pool), self._random.choice(pool), key=len)
         for _ in range(self._random.choice((1, 1, 1, 2, 2, 3, 5))):
             data = self._random.choice(self._ways)(data, pool)
         return data[:MAX_INPUT]

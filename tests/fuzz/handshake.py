@@ -103,6 +103,7 @@ def _request(head: bytes) -> None:
         assert error.isprintable(), error
         return
     if isinstance(got, OpenRequest):
+        assert got.port is None or 0 < got.port < 65536
         assert not got.token or got.token not in repr(got) or len(got.token) < 40
         again = handshake.parse_request(handshake.build_request(got))
         assert again == got
@@ -117,6 +118,7 @@ def _reply(head: bytes) -> None:
     if isinstance(got, OpenReply):
         for text in (got.connection_id, got.domain, got.subdomain, got.url, got.join_key, got.resume):
             assert text is None or (text.isascii() and text.isprintable() and text)
+        assert got.port is None or 0 < got.port < 65536
         assert handshake.parse_reply(handshake.build_reply(got)) == got
     else:
         assert 200 <= got.status < 600

@@ -82,7 +82,8 @@ def one(data: bytes) -> None:
 def _check_prefixes(data: bytes, header: proxyproto.ProxyHeader | None, error: str) -> None:
     """A prefix says the same as the whole, or nothing yet: nobody's verdict changes with more bytes."""
     spoken = False
-    for size in range(min(len(data), proxyproto.MAX_LENGTH) + 1):
+    end = min(len(data), proxyproto.MAX_LENGTH)
+    for size in (*range(min(end, 20)), *range(20, end, 9), max(0, end - 1), end):
         part, wrong = outcome(lambda size=size: proxyproto.parse(data[:size]), ProxyHeaderError)  # type: ignore[misc]
         if part is None and not wrong:
             assert not spoken, "a verdict was taken back"
