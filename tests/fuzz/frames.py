@@ -53,6 +53,9 @@ class Recorder:
         self.calls.append(("end", bytes(self._payload)))
         self._payload = None
 
+    def unknown_frame(self) -> None:
+        """It is skipped."""
+
     def control_frame(self, frame: memoryview, kind: int, flags: int, stream_id: int) -> None:
         assert self._payload is None
         assert len(frame) == 9 + int.from_bytes(frame[:3], "big")

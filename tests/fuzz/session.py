@@ -9,6 +9,7 @@ Nothing waits here: the bytes are given to the receiving half as the reader woul
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 
 import gevent
@@ -16,17 +17,21 @@ from gevent import socket
 from h2.exceptions import ProtocolError
 from hyperframe.frame import Frame, SettingsFrame
 
-from tinytun_gevent import control, flow, incoming, session, stream
-from tinytun_gevent.errors import SessionError
+from tinytun_gevent.errors import PeerProtocolError, SessionError
 from tinytun_gevent.session import Session
 from tinytun_gevent.stream import Stream
-from tinytun_gevent.wire import frames, http2
+from tinytun_gevent.wire import http2
 from tinytun_gevent.wire.frames import FrameTooLongError
 
 from .frames import frame
 from .splitting import pieces
 
-CODE = (session, incoming, control, stream, flow, frames, http2)
+_ELSEWHERE = ("tinytun_gevent.server", "tinytun_gevent.client")
+CODE = tuple(
+    module
+    for name, module in list(sys.modules.items())
+    if name.startswith("tinytun_gevent.") and not name.startswith(_ELSEWHERE)
+)
 MAX_STREAMS = 5
 OPENER, GREETED, OPEN, HOLDING = 1, 2, 4, 8
 MARK = b"\xf5\xf6"
@@ -150,11 +155,12 @@ def _run(choice: int, data: bytes, cut: Callable[[bytes], list[bytes]]) -> tuple
 
     opener = bool(choice & OPENER)
     made = Session(ours, opener=opener, max_streams=0 if opener else MAX_STREAMS, on_stream=on_stream)
-    made.probes = 0
+    pings = getattr(made, "keep_alive", made)  # wherever a session has them
+    pings.probes = 0
     try:
         made.conn.initiate_connection()
         made.writer.queue(made.conn.take_output())
-        made.ping()
+        pings.ping()
         if choice & GREETED:
             _receive(made, [(b"" if opener else http2.PREFACE) + _SETTINGS])
         if opener and choice & GREETED and choice & OPEN:
@@ -184,7 +190,7 @@ def _receive(made: Session, parts: list[bytes]) -> int:
                 break
             made._incoming._receive(memoryview(part))
             taken += len(part)
-    except (FrameTooLongError, ProtocolError) as error:
+    except (FrameTooLongError, ProtocolError, PeerProtocolError) as error:
         made._incoming._broken_by_peer(error)
     return taken
 
