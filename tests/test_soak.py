@@ -50,6 +50,10 @@ def test_the_warm_up_is_left_out() -> None:
     assert line.start == pytest.approx(150 * MIB, rel=0.01)
 
 
+def test_of_one_look_nothing_can_be_said() -> None:
+    assert trend([(0.0, 5 * MIB)]).flat
+
+
 def test_one_step_up_is_growth() -> None:
     assert trend([(float(at), (50 + 10 * (at > 260)) * MIB) for at in range(400)]).growth > ALWAYS
 
@@ -113,7 +117,7 @@ def test_a_moment_of_it_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.soak_parts import driving
 
     monkeypatch.setattr(driving, "SAMPLE", 0.05)
-    monkeypatch.setattr(driving, "KILLS", (0.1, 0.2))
+    monkeypatch.setattr(driving, "KILLS", (0.0, 0.0))  # somebody is killed at every look
     monkeypatch.setattr(driving, "VISITORS", 1)
     with Workspace(patience=1) as workspace:
         verdict = driving.Soak(workspace, 0.7 / 60, seed=4).run()

@@ -101,7 +101,9 @@ class Soak:
             self._clients[name] = self._counting_client(self._calm, name)
         for name in SHAKEN:
             self._clients[name] = self._counting_client(self._shaken, name)
-        self._clients[ROUGH] = self._calm.open_tunnel(ROUGH, self._ports[ROUGH])
+        self._clients[ROUGH] = self._calm.start_client(ROUGH, self._ports[ROUGH])
+        for client in self._clients.values():
+            client.expect(r"^(?:http|tcp)://", PATIENCE)
 
     def _counting_client(self, site: Site, name: str) -> Process:
         server = f"http://{LOCAL}:{site.ports['connection']}"
@@ -113,9 +115,7 @@ class Soak:
             KINDS[name],
             name,
         ]
-        client = site.start(f"client-{name}", words)
-        client.expect(r"^(?:http|tcp)://", PATIENCE)
-        return client
+        return site.start(f"client-{name}", words)
 
     def _visitors(self) -> Process:
         crowds = []

@@ -30,7 +30,7 @@ class Trend:
 def trend(samples: Sequence[tuple[float, int]]) -> Trend:
     """The least-squares line through the medians of each tenth of the time after `WARM`.
 
-    ``samples`` are (seconds, bytes) in order, at least 20 of them after the warm-up.
+    ``samples`` are (seconds, bytes) in order; of fewer than two tenths no line can be said to rise.
     """
     begin, end = samples[0][0], samples[-1][0]
     warm = begin + WARM * (end - begin)
@@ -41,6 +41,8 @@ def trend(samples: Sequence[tuple[float, int]]) -> Trend:
         values = [size for at, size in samples if low <= at <= high]
         if values:
             points.append(((low + high) / 2, statistics.median(values)))
+    if len({at for at, _ in points}) < 2:
+        return Trend(float(samples[-1][1]), 0.0, 0.0)
     line = statistics.linear_regression([at for at, _ in points], [size for _, size in points])
     left = [size - (line.intercept + line.slope * at) for at, size in points]
     return Trend(line.intercept + line.slope * warm, line.slope * (end - warm), statistics.pstdev(left))
