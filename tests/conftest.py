@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -9,9 +12,19 @@ import pytest
 from support import Script, Service, connect, eventually, read_response, request, respond
 
 from tinytun_gevent import Tunnel, TunnelServer
+from tinytun_gevent.client.state import DIRECTORY_VARIABLE
 from tinytun_gevent.server import deadlines
 
 __all__ = ["Script", "Service", "connect", "eventually", "read_response", "request", "respond"]
+
+
+def pytest_configure() -> None:
+    """No client of the tests, in whatever process, writes into the home directory of who runs them."""
+    os.environ[DIRECTORY_VARIABLE] = tempfile.mkdtemp(prefix="tinytun-state-")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ.pop(DIRECTORY_VARIABLE), ignore_errors=True)
 
 
 class StartServer(Protocol):

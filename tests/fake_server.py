@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import socket as native
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import gevent
@@ -40,7 +42,7 @@ class FakeServer:
         self.requests: gevent.queue.Queue[OpenRequest] = gevent.queue.Queue()
         self.sessions: gevent.queue.Queue[Session] = gevent.queue.Queue()
         self.script: list[Callable[[OpenRequest], bytes]] = []
-        self.grant = lambda request: default_reply(request)
+        self.grant: Callable[[OpenRequest], OpenReply | bytes] = lambda request: default_reply(request)
         self._server = StreamServer(("127.0.0.1", 0), self._serve)
         self._server.start()
         self.port = self._server.server_port
@@ -61,7 +63,12 @@ class FakeServer:
             sock.sendall(self.script.pop(0)(request))
             sock.close()
             return
-        sock.sendall(build_reply(self.grant(request)))
+        answer = self.grant(request)
+        if isinstance(answer, bytes):
+            sock.sendall(answer)
+            sock.close()
+            return
+        sock.sendall(build_reply(answer))
         session = Session(sock, opener=True)
         self.all.append(session)
         session.start()
@@ -83,6 +90,34 @@ def default_reply(request: OpenRequest) -> OpenReply:
 
 def refuse(status: int, reason: str, retry_after: int | None = None) -> Callable[[OpenRequest], bytes]:
     return lambda _: build_refusal(status, reason, retry_after)
+
+
+class Owners:
+    """Grants names as a real server does: one that somebody has goes to nobody but who shows its token."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self._server = server
+        self._tokens: dict[str, str] = {}
+        server.grant = self.grant
+
+    def grant(self, request: OpenRequest) -> OpenReply | bytes:
+        granted = default_reply(request)
+        name = granted.subdomain or str(granted.port)
+        token = self._tokens.get(name)
+        if token is not None and request.resume != token:
+            return build_refusal(409, "Subdomain not available")
+        if request.resume is None:
+            return granted
+        self._tokens[name] = token or secrets.token_hex(32)
+        return replace(granted, resume=self._tokens[name])
+
+    def take(self, name: str) -> None:
+        """Somebody else has it from now on."""
+        self._tokens[name] = secrets.token_hex(32)
+
+    def free(self, name: str) -> None:
+        """Nobody has it any more."""
+        del self._tokens[name]
 
 
 class Recorder(Listener):

@@ -7,7 +7,8 @@ import json
 import random
 import socket as native
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -19,6 +20,7 @@ from fake_server import (
     DEADLINE,
     Collector,
     FakeServer,
+    Owners,
     Recorder,
     default_reply,
     echo,
@@ -31,18 +33,23 @@ from gevent import socket
 from gevent.server import StreamServer
 
 from tinytun_gevent.client import agent as agent_module
+from tinytun_gevent.client import backoff as backoff_module
+from tinytun_gevent.client import link
 from tinytun_gevent.client.agent import Agent
-from tinytun_gevent.client.backoff import EARLY, EARLY_MAX, FIRST, MAX, Backoff
+from tinytun_gevent.client.backoff import Backoff
 from tinytun_gevent.client.config import make_config
 from tinytun_gevent.client.events import State
 from tinytun_gevent.client.observe import Exchange, Observer
 from tinytun_gevent.client.opening import tidy_url
+from tinytun_gevent.control import Control
 from tinytun_gevent.errors import (
     NameTakenError,
     RefusedError,
+    SessionClosedError,
     TunnelError,
     UnreachableError,
 )
+from tinytun_gevent.session import Session
 from tinytun_gevent.stream import CANCEL
 from tinytun_gevent.wire.handshake import (
     Kind,
@@ -69,6 +76,11 @@ def free_port() -> int:
     with native.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def cut(session: Session) -> None:
+    """The connection ends without a word."""
+    session.end.sock.shutdown(native.SHUT_RDWR)
 
 
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,17 +329,6 @@ def test_a_refused_user_is_not_tried_again_later(server: FakeServer, monkeypatch
             agent.wait()
 
 
-def test_the_first_answer_to_a_ping_makes_the_next_loss_a_fresh_one(server: FakeServer) -> None:
-    with running(server) as (agent, _):
-        agent.wait_connected(DEADLINE)
-        agent._backoff.next()
-        agent._backoff.next()
-        (session,) = agent._sessions
-        assert session.first_answer.wait(DEADLINE)
-        gevent.sleep(0)
-        assert agent._backoff.next() <= FIRST
-
-
 def test_a_stopping_server_is_left_at_once_but_its_visitors_finish(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,59 +358,238 @@ def test_a_stopping_server_is_left_at_once_but_its_visitors_finish(
             gevent.sleep(0.01)
 
 
-def test_a_reloading_server_is_reached_at_once(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-
-    def next_wait(_: Backoff) -> float:
-        waits.append(0.001)
-        return waits[-1]
-
-    monkeypatch.setattr(Backoff, "next", next_wait)
-    monkeypatch.setattr(agent_module, "STEADY", 0.0)
+def test_a_reloading_server_is_reached_at_once_unless_it_reloads_all_the_time(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[str] = []
+    monkeypatch.setattr(Backoff, "next", lambda _: waits.append("next") or 0.001)
     with running(server) as (agent, events):
         agent.wait_connected(DEADLINE)
         server.sessions.get(timeout=DEADLINE).goaway()
         events.wait_for(State.RECONNECTING)
         events.wait_for(State.CONNECTED)
         assert waits == []
-        monkeypatch.setattr(agent_module, "STEADY", 60.0)
+        for count in (1, 2):
+            server.sessions.get(timeout=DEADLINE).goaway()
+            events.wait_for(State.RECONNECTING)
+            events.wait_for(State.CONNECTED)
+            assert len(waits) == count
+        monkeypatch.setattr(backoff_module, "LASTING", 0.0)
         server.sessions.get(timeout=DEADLINE).goaway()
         events.wait_for(State.RECONNECTING)
         events.wait_for(State.CONNECTED)
-        assert len(waits) == 1
+        assert len(waits) == 2
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_waits_double_within_their_bounds() -> None:
-    clock = Clock()
-    backoff = Backoff(clock, uniform=lambda low, high: high)
-    waits = []
-    for _ in range(5):
-        waits.append(backoff.next())
-        clock.now += waits[-1]
-    assert waits == [0.5, 1, 2, 2, 2]
-    clock.now += EARLY
-    assert [backoff.next() for _ in range(5)] == [4, 8, 16, 20, 20]
-    clock.now += 1e6
-    assert backoff.next() == MAX
-    backoff.reset()
-    assert backoff.next() == FIRST
+def test_a_goodbye_with_a_fault_is_no_reload(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast(monkeypatch)
+    monkeypatch.setattr(Backoff, "hand_over", lambda _: pytest.fail("at once"))
+    with running(server) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        server.sessions.get(timeout=DEADLINE).close(SessionClosedError("broken"), 2)
+        assert events.wait_for(State.RECONNECTING) == "the server closed the tunnel"
+        events.wait_for(State.CONNECTED)
 
 
-def test_waits_are_shortened_at_random_by_up_to_half() -> None:
-    seen = []
-    for seed in range(200):
-        backoff = Backoff(Clock(), random.Random(seed).uniform)
-        seen.append([backoff.next() for _ in range(4)][-1])
-    assert EARLY_MAX / 2 <= min(seen) < EARLY_MAX * 0.6
-    assert EARLY_MAX * 0.9 < max(seen) <= EARLY_MAX
+# -- bad servers: a hundred seconds of theirs in one ------------------------------
+
+
+def answers_and_dies(agent: Agent, session: Session) -> None:
+    assert session.first_answer.wait(DEADLINE)
+    assert agent.connected.wait(DEADLINE)
+    cut(session)
+
+
+def answers_and_says_goodbye(agent: Agent, session: Session) -> None:
+    gevent.sleep(0.01)  # a second
+    session.goaway()
+
+
+def never_answers(_: Agent, session: Session) -> None:
+    gevent.sleep(0.01)
+    cut(session)
+
+
+@pytest.mark.parametrize("behave", [answers_and_dies, answers_and_says_goodbye, never_answers])
+def test_a_bad_server_is_not_hammered(
+    server: FakeServer, behave: Callable[[Agent, Session], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FIRST", "EARLY_MAX", "MAX", "LASTING", "HANDOVER"):
+        monkeypatch.setattr(backoff_module, name, getattr(backoff_module, name) / 100)
+    monkeypatch.setattr(Backoff.__init__, "__defaults__", (time.monotonic, lambda low, high: high))
+    if behave is never_answers:  # to PINGs
+        monkeypatch.setattr(Control, "_on_ping_answer", lambda *_: None)
+        monkeypatch.setattr(link, "SETTLE", 0.001)
+
+    def misbehave() -> None:
+        while True:
+            behave(agent, server.sessions.get())
+
+    with running(server) as (agent, _):
+        bad = gevent.spawn(misbehave)
+        gevent.sleep(0.5)
+        bad.kill()
+        assert 3 < server.requests.qsize() < 30, "16 in the first 30 s, then fewer and fewer"
+
+
+# -- the name stays ours ------------------------------------------------------------
+
+
+def kept_files(tmp_path: Path) -> list[str]:
+    return [file.read_text() for file in (tmp_path / "state").glob("*")]
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {"TINYTUN_STATE_DIR": str(tmp_path / "state")}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"subdomain": "app"}, {"kind": "tcp", "port": 30001}, {"kind": "tcp"}]
+)
+def test_a_token_is_asked_for_and_shown_when_the_connection_was_lost(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    fast(monkeypatch)
+    Owners(server)
+    with running(server, **options) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        assert server.requests.get().resume == ""
+        for _ in range(2):
+            cut(server.sessions.get(timeout=DEADLINE))
+            events.wait_for(State.RECONNECTING)
+            events.wait_for(State.CONNECTED)
+            assert len(server.requests.get().resume or "") == 64
+        assert len(events.urls) == 1
+        assert server.requests.empty()
+
+
+def test_a_client_that_was_killed_has_left_its_token(
+    server: FakeServer, environ: dict[str, str], tmp_path: Path
+) -> None:
+    Owners(server)
+    with running(server, subdomain="app", environ=environ) as (agent, _):
+        agent.wait_connected(DEADLINE)
+        (content,) = kept_files(tmp_path)
+        with running(server, subdomain="app", environ=environ) as (second, _), pytest.raises(NameTakenError):
+            second.wait()
+        with running(server, subdomain="other", environ=environ) as (other, _):
+            other.wait_connected(DEADLINE)
+        assert kept_files(tmp_path) == [content]
+        agent._claim.release(freed=False)  # what the kernel does at the end of a process
+        with running(server, subdomain="app", environ=environ) as (next_one, _):
+            next_one.wait_connected(DEADLINE)
+            shown = [server.requests.get().resume for _ in range(4)]
+            assert shown == ["", "", "", content.strip()]
+
+
+def test_a_clean_stop_leaves_nothing(server: FakeServer, environ: dict[str, str], tmp_path: Path) -> None:
+    Owners(server)
+    with running(server, subdomain="app", environ=environ) as (agent, _):
+        agent.wait_connected(DEADLINE)
+        assert len(kept_files(tmp_path)) == 1
+        agent.stop()
+        assert kept_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("deaf", ["away", "silent"])
+def test_the_token_is_kept_when_the_server_has_not_heard_the_goodbye(
+    server: FakeServer, environ: dict[str, str], tmp_path: Path, deaf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps the name for us, and whoever asks without the token finds it taken."""
+    Owners(server)
+    monkeypatch.setattr(link, "FAREWELL", 0.05)
+    with running(server, subdomain="app", environ=environ) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        if deaf == "away":
+            server.close()
+            events.wait_for(State.RECONNECTING)
+        else:
+            (session,) = agent._sessions
+            monkeypatch.setattr(session, "goaway", lambda: None)  # lost on the way, as
+            monkeypatch.setattr(session, "finish_writing", lambda: None)  # the end is
+        agent.stop()
+        assert len(kept_files(tmp_path)) == 1
+
+
+def test_who_is_replaced_does_not_show_the_token_again(
+    server: FakeServer, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    owners = Owners(server)
+    with running(server, subdomain="app", environ=environ) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        owners.take("app")
+        server.sessions.get(timeout=DEADLINE).close(SessionClosedError("replaced"), CANCEL)
+        assert "another client" in events.wait_for(State.RECONNECTING)
+        while "not available" not in events.wait_for(State.RECONNECTING):
+            pass
+        assert kept_files(tmp_path) == [""]
+        assert len(events.warnings) == 1
+        owners.free("app")
+        events.wait_for(State.CONNECTED)
+        seen = [server.requests.get().resume for _ in range(server.requests.qsize())]
+        assert len(seen) > 2
+        assert set(seen) == {""}
+        assert kept_files(tmp_path) == [f"{owners._tokens['app']}\n"], "the new one is ours alone"
+
+
+def test_an_old_session_that_we_replaced_ourselves_says_nothing_about_the_token(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    Owners(server)
+    with local_service(echo) as target, running(server, target, subdomain="app") as (agent, events):
+        agent.wait_connected(DEADLINE)
+        old = server.sessions.get(timeout=DEADLINE)
+        collector = Collector(stream := old.open())
+        stream.sendall(b"x")
+        assert collector.arrived.wait(DEADLINE)
+        old.goaway()
+        events.wait_for(State.CONNECTED)
+        events.wait_for(State.CONNECTED)
+        (left, _) = agent._sessions
+        old.close(SessionClosedError("replaced"), CANCEL)
+        assert left.closed.wait(DEADLINE)
+        cut(server.sessions.get(timeout=DEADLINE))
+        events.wait_for(State.RECONNECTING)
+        events.wait_for(State.CONNECTED)
+        shown = [server.requests.get().resume for _ in range(3)]
+        assert shown[0] == ""
+        assert shown[1] == shown[2] != ""
+        assert events.warnings == []
+
+
+def test_a_server_that_gives_no_tokens_is_no_fault(
+    server: FakeServer, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    with running(server, subdomain="app", environ=environ) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        cut(server.sessions.get(timeout=DEADLINE))
+        events.wait_for(State.RECONNECTING)
+        events.wait_for(State.CONNECTED)
+        assert [server.requests.get().resume for _ in range(2)] == ["", ""]
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_token_of_a_random_name_that_is_given_up_is_forgotten(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    monkeypatch.setattr(agent_module, "RANDOM_NAME_PATIENCE", 0.0)
+    owners = Owners(server)
+    with running(server) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        owners.take("brave-otter")
+        cut(server.sessions.get(timeout=DEADLINE))
+        while "not available" not in events.wait_for(State.RECONNECTING):
+            pass
+        owners.free("brave-otter")
+        events.wait_for(State.CONNECTED)
+        asked = [server.requests.get() for _ in range(server.requests.qsize())]
+        assert asked[1].resume
+        assert {(one.subdomain, one.resume) for one in asked[2:]} == {(None, "")}
 
 
 # -- visitors -------------------------------------------------------------------
@@ -456,8 +636,8 @@ def test_data_that_arrives_before_the_service_is_connected_is_kept(
     with local_service(echo) as target, running(server, target, kind="tcp") as (agent, _):
         agent.wait_connected(DEADLINE)
         gate = gevent.event.Event()
-        dial = agent._dialer.dial
-        monkeypatch.setattr(agent._dialer, "dial", lambda: (gate.wait(), dial())[1])
+        dial = agent._crowd.dialer.dial
+        monkeypatch.setattr(agent._crowd.dialer, "dial", lambda: (gate.wait(), dial())[1])
         stream, collector = visit(server)
         stream.sendall(b"early ")
         stream.sendall(b"words")
@@ -608,13 +788,13 @@ def test_localhost_is_found_on_either_address_and_remembered(server: FakeServer)
         port = int(target.rpartition(":")[2])
         with running(server, str(port), kind="tcp") as (agent, _):
             agent.wait_connected(DEADLINE)
-            assert agent._dialer._addresses[0][1][0] == "::1"
+            assert agent._crowd.dialer._addresses[0][1][0] == "::1"
             for _ in range(2):
                 stream, collector = visit(server)
                 stream.sendall(b"x")
                 stream.shutdown()
                 assert collector.whole() == b"x"
-                assert agent._dialer._addresses[0][1][0] == "127.0.0.1"
+                assert agent._crowd.dialer._addresses[0][1][0] == "127.0.0.1"
 
 
 def test_a_unix_socket_as_target(server: FakeServer, tmp_path: Any) -> None:

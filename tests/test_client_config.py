@@ -79,6 +79,11 @@ def test_the_flag_beats_the_variable_beats_the_default() -> None:
 def test_an_error_names_where_the_value_came_from() -> None:
     with pytest.raises(UsageError, match=r"^TINYTUN_SERVER_URL 'http://x:y'"):
         config(environ={"TINYTUN_SERVER_URL": "http://x:y"})
+
+
+def test_the_state_directory_is_only_where_the_environment_says() -> None:
+    assert config(environ={"TINYTUN_STATE_DIR": "/mine"}).state_dir == "/mine"
+    assert config(environ={}).state_dir is None
     with pytest.raises(UsageError, match=r"^--server 'http://x:y'"):
         config(server="http://x:y")
 

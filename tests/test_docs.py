@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tinytun_gevent import __version__, cli, errors
-from tinytun_gevent.client import command
+from tinytun_gevent.client import command, state
 from tinytun_gevent.client import config as client_config
 from tinytun_gevent.server import config as server_config
 
@@ -88,7 +88,12 @@ def test_each_client_option_is_a_parameter_of_the_config_or_of_the_command() -> 
 def test_the_client_variables_are_in_the_readme() -> None:
     section = cli.CLIENT.partition("\nEnvironment:\n")[2].partition("\n\n")[0]
     variables = re.findall(r"(?m)^  ([A-Z_]+)  ", section)
-    assert variables == [client_config.SERVER_VARIABLE, "HTTPS_PROXY", "NO_PROXY"]
+    assert variables == [
+        client_config.SERVER_VARIABLE,
+        state.DIRECTORY_VARIABLE,
+        "HTTPS_PROXY",
+        "NO_PROXY",
+    ]
     for name in variables:
         assert f"`{name}`" in README
 

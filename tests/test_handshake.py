@@ -25,6 +25,7 @@ from tinytun_gevent.wire.handshake import (
     clean_text,
     head_end,
     is_host,
+    is_resume_token,
     is_subdomain,
     parse_reply,
     parse_request,
@@ -286,6 +287,7 @@ def test_a_resume_token_survives_and_is_never_shown(kind: Kind, token: str | Non
     granted = OpenReply("a1", resume=token or None)
     assert parse_reply(build_reply(granted)) == granted
     assert not token or token not in repr(asked) + repr(granted)
+    assert is_resume_token(token or "") == bool(token)
 
 
 @pytest.mark.parametrize("value", [b"k" * 15, b"k" * 257, b"k" * 20 + b" k", b"k" * 16 + b"\xe9"])
@@ -295,6 +297,7 @@ def test_what_is_no_resume_token_is_refused(value: bytes) -> None:
         open_reply(b"x-tinytun-resume: " + value)
     with pytest.raises(UsageError):
         build_request(OpenRequest(Kind.HTTP, "a:1", resume=value.decode("latin-1")))
+    assert not is_resume_token(value.decode("latin-1"))
 
 
 def test_who_joins_resumes_nothing() -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import http.client
 import http.server
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import gevent.monkey
 import pytest
 
 from tinytun_gevent import Tunnel, TunnelError, TunnelServer
+from tinytun_gevent.background import run_in_hub
 from tinytun_gevent.client.config import make_config
-from tinytun_gevent.client.events import State
+from tinytun_gevent.client.events import Listener, State
 from tinytun_gevent.errors import NameTakenError, UnreachableError, UsageError
 
 DEADLINE = 20.0
@@ -173,3 +177,110 @@ def test_nothing_is_left_behind(server: TunnelServer, page: int) -> None:
     while process.num_fds() > before + 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.num_fds() <= before + 3
+
+
+# -- a name stays its owner's ---------------------------------------------------
+
+
+def die(tunnel: Tunnel) -> None:
+    """Ends it as the kernel ends a process: no goodbye, and the lock is dropped."""
+
+    def cut() -> None:
+        agent = tunnel._agent
+        assert agent is not None
+        assert agent._main is not None
+        agent._main.kill()
+        agent._claim.release(freed=False)
+        for session in agent._sessions:
+            session.end.sock.shutdown(socket.SHUT_RDWR)
+
+    run_in_hub(cut)
+
+
+@pytest.mark.parametrize("options", [{"subdomain": "mine"}, {"kind": "tcp", "port": 20123}])
+def test_a_name_is_its_owners_while_he_lives_and_after_he_died(
+    server: TunnelServer, page: int, options: dict[str, Any]
+) -> None:
+    first = Tunnel(page, server=server.url, **options)
+    second = Tunnel(page, server=server.url, **options)
+    first.open()
+    with pytest.raises(NameTakenError):
+        second.open()
+    url = first.url
+    die(first)
+    with second:
+        assert second.url == url
+    with Tunnel(page, server=server.url, **options) as third:
+        assert third.url == url
+    first.close(grace=0)
+
+
+def test_a_name_that_was_said_goodbye_to_is_anybodys(
+    server: TunnelServer, page: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with Tunnel(page, server=server.url, subdomain="free"):
+        pass
+    monkeypatch.setenv("TINYTUN_STATE_DIR", str(tmp_path))  # another user's
+    with Tunnel(page, server=server.url, subdomain="free"):
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_of_the_state_takes_the_name_once_and_not_again_and_again(
+    server: TunnelServer, page: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    states: list[str] = []
+    reasons: list[str] = []
+
+    class Watching(Listener):
+        def state(self, state: State, reason: str) -> None:
+            states.append(state)
+            reasons.append(reason)
+
+    mine, copy = tmp_path / "mine", tmp_path / "copy"
+    monkeypatch.setenv("TINYTUN_STATE_DIR", str(mine))
+    with Tunnel(page, server=server.url, subdomain="copied", events=Watching()) as first:
+        shutil.copytree(mine, copy)
+        monkeypatch.setenv("TINYTUN_STATE_DIR", str(copy))
+        with Tunnel(page, server=server.url, subdomain="copied") as second:
+            wait_until(lambda: any("not available" in reason for reason in reasons))
+            assert second.state is State.CONNECTED
+            assert fetch(server, second.url) == (200, b"hello")
+        wait_until(lambda: first.state is State.CONNECTED)
+        assert states.count("connected") == 2
+
+
+def test_a_hundred_clients_are_back_seconds_after_the_server(page: int) -> None:
+    def start(port: int) -> TunnelServer:
+        ports = dict.fromkeys(("proxy_port", "tcp_proxy_port", "metadata_port"), 0)
+        return TunnelServer(bind="127.0.0.1", base_domains="localhost", connection_port=port, **ports).start()
+
+    server = start(0)
+    tunnels = [Tunnel(page, server=server.url) for _ in range(100)]
+    try:
+        for tunnel in tunnels:
+            tunnel.open()
+        urls = [tunnel.url for tunnel in tunnels]
+        port = server.connection_port
+        server.stop()
+        began = time.monotonic()
+        server = start(port)
+        wait_until(lambda: len(server.registry.tunnels) == 100)
+        wait_until(lambda: all(tunnel.state is State.CONNECTED for tunnel in tunnels))
+        assert time.monotonic() - began < 5
+        assert [name_of(tunnel.url) for tunnel in tunnels] == [name_of(url) for url in urls]
+    finally:
+        for tunnel in tunnels:
+            tunnel.close(grace=0)
+        server.stop()
+
+
+def name_of(url: str) -> str:
+    return url.removeprefix("http://").partition(".")[0]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)

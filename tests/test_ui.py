@@ -60,7 +60,7 @@ def test_the_block_while_connected() -> None:
     ui, screen = terminal()
     assert ui.agent is not None
     ui.agent.url, ui.agent.state = "http://app.example", State.CONNECTED
-    ui.agent._finished_in, ui.agent._finished_out = 12_345, 3_400_000
+    ui.agent._crowd._finished_in, ui.agent._crowd._finished_out = 12_345, 3_400_000
     ui.exchange(Exchange("GET", "/a", 200, 0.0123))
     ui.exchange(Exchange("DELETE", "/b", 503, 2.5))
     text = drawn(ui, screen)
@@ -74,7 +74,7 @@ def test_the_block_while_connected() -> None:
 def test_the_block_of_a_tcp_tunnel_counts_connections() -> None:
     ui, screen = terminal(kind="tcp")
     assert ui.agent is not None
-    ui.agent._total = 7
+    ui.agent._crowd._total = 7
     assert "0 connections now, 7 in all" in drawn(ui, screen)
 
 

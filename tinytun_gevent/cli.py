@@ -53,6 +53,7 @@ Options:
 
 Environment:
   TINYTUN_SERVER_URL         As --server, which wins
+  TINYTUN_STATE_DIR          Where it is kept that a name is yours, instead of the system's usual place
   HTTPS_PROXY                As --proxy, which wins
   NO_PROXY                   Servers that are reached without HTTPS_PROXY: names, addresses, CIDRs or *
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 
 import gevent
@@ -21,28 +20,21 @@ from ..errors import (
     UnreachableError,
 )
 from ..session import Session
-from ..stream import Stream
-from ..wire.handshake import Kind, OpenReply, OpenRequest
-from ..workers import Workers
+from ..stream import REFUSED_STREAM, Stream
+from ..wire.handshake import OpenReply, OpenRequest
 from .backoff import Backoff
 from .config import ClientConfig
+from .crowd import Crowd
 from .events import Counters, Listener, State
 from .joining import Team
-from .link import open_session, part
-from .local import LocalDialer
+from .link import open_session
 from .opening import is_final
+from .sessions import Sessions
+from .state import Claim
 from .text import clean
-from .visitor import LocalHealth, Visitor
 
 #: Seconds that running exchanges get to finish when the agent stops.
 GRACE = 5.0
-
-#: Longest wait, in seconds, before the first attempt when a server says that it stops: one that
-#: reloads serves already in another process, and visitors find nobody until we are there.
-HANDOVER = 0.1
-
-#: Seconds that a session must have lasted for that, so that a server cannot make us spin.
-STEADY = 1.0
 
 #: Seconds for which a random name is asked for again while it is taken. The server notices
 #: within 10 s that our old session is dead; what holds the name after a minute is not us.
@@ -50,10 +42,6 @@ RANDOM_NAME_PATIENCE = 60.0
 
 #: Longest Retry-After that is honored, in seconds: a server that is wrong about it is asked again.
 MAX_RETRY_AFTER = 60.0
-
-
-#: Seconds for visitors that are cut off to end.
-FAREWELL = 1.0
 
 
 class StoppedError(TunnelError):
@@ -72,8 +60,11 @@ class Agent:
         self.config = config
         self._events = events or Listener()
         self._backoff = Backoff()
-        self._dialer = LocalDialer(config.target)
-        self.local = LocalHealth(self._events.local_down, self._events.local_up)
+        self._crowd = Crowd(config, self._events)
+        self.local = self._crowd.local
+        name = config.subdomain or config.port
+        #: What says that the name is ours.
+        self._claim = Claim(config.state_dir, config.server.authority, config.kind, name)
         #: Where the public reaches the tunnel; None until it was connected once.
         self.url: str | None = None
         self.state = State.CONNECTING
@@ -89,18 +80,12 @@ class Agent:
         self._granted: OpenReply | None = None
         #: Since when that has been somebody else's, on the monotonic clock; None while it is not known to be.
         self._taken_since: float | None = None
-        #: The sessions that take visitors, and those that still carry some.
-        self._sessions: set[Session] = set()
+        self._sessions = Sessions(config)
         #: Those of the tunnel that was opened last.
         self._team: Team | None = None
-        self._visitors: set[Stream] = set()
-        #: Serve the visitors; made in the hub that has the first one.
-        self._workers: Workers | None = None
-        #: Set while no visitor is being served.
-        self._idle = Event()
-        self._idle.set()
-        self._finished_in = self._finished_out = self._total = 0
         self._stopping = False
+        #: Whether the tunnel was connected when it was stopped.
+        self._had_name = False
         self._ended = Event()
         self._warned: set[str] = set()
         self._main: gevent.Greenlet[[], None] | None = None
@@ -143,36 +128,24 @@ class Agent:
         The name is free when this returns. Idempotent; a second call with no grace cuts a
         first one short.
         """
+        self._had_name = self._had_name or self.connected.is_set()
         self._stopping = True
         if self._main is not None:
             self._main.kill()  # before the sessions are counted: it may have begun another one
         if self._team is not None:
             self._team.close()
-        sessions = list(self._sessions)
-        if sessions:
+        if self._sessions:
             self._enter(State.CLOSING, "")
-        for session in sessions:
-            session.goaway()
-        if grace > 0 and self._idle.wait(grace):
-            gevent.joinall([gevent.spawn(part, session) for session in sessions])
-        for session in sessions:
-            session.close()
-        if self._workers is not None:
-            self._workers.kill()
-            self._workers.join(FAREWELL)
+        heard = self._sessions.dissolve(grace, self._crowd.idle)
+        self._crowd.disperse()
+        self._claim.release(freed=self._had_name and heard)
         self._enter(State.CLOSED, "")
         self._ended.set()
 
     @property
     def counters(self) -> Counters:
         """What has passed until now."""
-        streams = list(self._visitors)
-        return Counters(
-            visitors=len(streams),
-            total=self._total,
-            bytes_in=self._finished_in + sum(stream.received for stream in streams),
-            bytes_out=self._finished_out + sum(stream.sent for stream in streams),
-        )
+        return self._crowd.counters
 
     # -- connecting ---------------------------------------------------------
 
@@ -181,6 +154,7 @@ class Agent:
             self._connect_and_serve()
         except Exception as error:  # raised again by `wait`; a greenlet would print it
             self.error = error
+            self._claim.release(freed=False)
             self._enter(State.CLOSED, clean(str(error), 300))
             self._ended.set()
 
@@ -197,8 +171,9 @@ class Agent:
                 began = time.monotonic()
                 stops = self._serve(session)
                 lost_at = time.monotonic()
-                handed_over = stops and lost_at - began >= STEADY
-                delay = random.uniform(0, HANDOVER) if handed_over else self._backoff.next()
+                if session.first_answer.is_set():
+                    self._backoff.served(lost_at - began)
+                delay = self._backoff.hand_over() if stops else self._backoff.next()
             left = self._time_left(lost_at)
             gevent.sleep(delay if left is None else min(delay, left))
             self._check_time_left(lost_at)
@@ -207,7 +182,7 @@ class Agent:
         """One attempt; returns a session that has begun. Raises TunnelError; blocks."""
         with gevent.Timeout(self._time_left(lost_at), UnreachableError(self.reason or "no answer")):
             session, self._granted, url = open_session(self.config, self._request(), self._on_stream)
-        session.first_answer.rawlink(lambda _: self._backoff.reset())
+        self._claim.keep(self._granted.resume)
         if self.config.host_header is not None and not self._granted.host_header:
             self._warn_once("this server does not know --host-header: the local service sees the public Host")
         self._taken_since = None
@@ -219,8 +194,7 @@ class Agent:
     def _serve(self, session: Session) -> bool:
         """Blocks until the tunnel takes no further visitors; whether that is because the server stops."""
         assert self._granted is not None
-        team = Team(self.config, session, self._granted, self._on_stream, self._watch_over)
-        self._team = team
+        team = self._team = Team(self.config, session, self._granted, self._on_stream, self._sessions)
         self.connected.set()
         try:
             self._enter(State.CONNECTED, "")
@@ -228,16 +202,14 @@ class Agent:
         finally:
             self.connected.clear()
             team.close()
-        stops = team.stops
-        reason = "the server is stopping" if stops else str(team.error or "the server closed the tunnel")
+        reason = "the server is stopping" if team.stops else str(team.error or "the server closed the tunnel")
+        if team.replaced:
+            reason = "another client that has the same token took the name"
+            self._claim.drop()  # shown again, it would take the name from the other, and so on for ever
+            self._warn_once(f"{reason}; are there two with copies of one state directory?")
         if not self._stopping:
             self._enter(State.RECONNECTING, clean(reason))
-        return stops
-
-    def _watch_over(self, session: Session) -> None:
-        """Keeps a session that has begun until it is closed."""
-        self._sessions.add(session)
-        session.on_close.append(self._sessions.discard)
+        return team.stops
 
     def _note_failure(self, error: TunnelError, lost_at: float) -> None:
         """After a failed attempt: raises if no other one is to follow."""
@@ -248,6 +220,7 @@ class Agent:
             self._taken_since = now if self._taken_since is None else self._taken_since
             if now - self._taken_since >= RANDOM_NAME_PATIENCE:
                 self._granted = None  # asks for any name, unless the user wants this one
+                self._claim.drop()
         state = State.CONNECTING if self.url is None else State.RECONNECTING
         self._enter(state, clean(str(error), 300))
         self._check_time_left(lost_at)
@@ -279,6 +252,7 @@ class Agent:
             subdomain=config.subdomain or (granted.subdomain if granted else None),
             port=config.port or (granted.port if granted else None),
             host_header=config.host_header,
+            resume=self._claim.show(),
         )
 
     def _warn_once(self, text: str) -> None:
@@ -294,28 +268,9 @@ class Agent:
         self.state, self.reason = state, reason
         self._events.state(state, reason)
 
-    # -- visitors -----------------------------------------------------------
-
     def _on_stream(self, stream: Stream) -> None:
-        """Called by the session's reader: must not block."""
-        report = self._events.exchange if self._watches() else None
-        visitor = Visitor(stream, report)
-        self._total += 1
-        self._idle.clear()
-        self._visitors.add(stream)
-        self._workers = self._workers or Workers()
-        self._workers.spawn(self._serve_visitor, visitor)
-
-    def _watches(self) -> bool:
-        return self._events.wants_exchanges and self.config.kind is Kind.HTTP
-
-    def _serve_visitor(self, visitor: Visitor) -> None:
-        stream = visitor.stream
-        try:
-            visitor.serve(self._dialer, self.local, self.config.kind)
-        finally:
-            self._visitors.discard(stream)
-            self._finished_in += stream.received
-            self._finished_out += stream.sent
-            if not self._visitors:
-                self._idle.set()
+        """A visitor has come. Called by the session's reader: must not block."""
+        if self._sessions.has_room_for(stream):
+            self._crowd.admit(stream)
+        else:
+            stream.reset(REFUSED_STREAM)

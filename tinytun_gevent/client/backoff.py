@@ -12,15 +12,24 @@ FIRST = 0.5
 EARLY_MAX = 2.0
 """Longest wait while the loss is fresh, so that a server's restart costs its users little."""
 
-EARLY = 30.0
-"""Seconds for which a loss is fresh."""
+SHARE = 15.0
+"""A wait is at most one part in so many of the time since the loss: `EARLY_MAX` for 30 s, and still under 5 s
+when a server has been away for a minute; so an absence is made longer by a fifteenth at most."""
 
 MAX = 20.0
-"""Longest wait after that: a computer that wakes up is connected soon, a dead server sees little."""
+"""Longest wait after 5 minutes: a computer that wakes up is connected soon, a dead server sees little."""
+
+LASTING = 10.0
+"""Seconds that a connection must have served before its loss counts as a new one. The answer to its
+first PING is no proof: a server that answers and dies, time and again, would be asked twice a second."""
+
+HANDOVER = 0.1
+"""Longest wait in seconds when a server says that it stops: one that reloads serves already in another
+process, and visitors find nobody until we are there."""
 
 
 class Backoff:
-    """Waits that double from 0.5 s to 2 s, after 30 s without a connection to 20 s, for ever.
+    """Waits that double from 0.5 s to 2 s, and from 30 s without a connection on grow to 20 s, for ever.
 
     Each is shortened by up to half at random, so that the clients of a restarted server do not come back
     all at once.
@@ -42,12 +51,20 @@ class Backoff:
         now = self._clock()
         if self._lost is None:
             self._lost = now
-        ceiling = EARLY_MAX if now - self._lost < EARLY else MAX
+        ceiling = min(max(EARLY_MAX, (now - self._lost) / SHARE), MAX)
         base = min(self._next, ceiling)
         self._next = min(base * 2, MAX)
         return base * self._uniform(0.5, 1.0)
 
-    def reset(self) -> None:
-        """The connection has proved itself (its first PING was answered)."""
-        self._lost = None
-        self._next = FIRST
+    def hand_over(self) -> float:
+        """Seconds to wait when the server has said goodbye: hardly any the first time since all was well."""
+        if self._lost is not None:
+            return self.next()
+        self._lost = self._clock()
+        return self._uniform(0.0, HANDOVER)
+
+    def served(self, seconds: float) -> None:
+        """A connection that had answered a PING has ended after so long; call it before the next wait."""
+        if seconds >= LASTING:
+            self._lost = None
+            self._next = FIRST

@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..wire.handshake import Kind, is_host, is_subdomain
 from .address import bracketed, split_host_port
 from .proxies import Proxy, choose_proxy
+from .state import state_directory
 from .target import Target, Verify, parse_target
 
 DEFAULT_SERVER = "https://tinytun.com:5554"
@@ -59,7 +60,8 @@ class ClientConfig:
     ``subdomain`` and ``port`` are None for "any"; ``host_header`` is None for the visitor's
     own Host; ``ca`` is a PEM file that replaces the system's trust store;
     ``connect_timeout`` is in seconds, None for never giving up; ``sessions`` is how many TCP
-    connections to the server the tunnel may have.
+    connections to the server the tunnel may have; ``state_dir`` is where what proves that a name is ours is
+    kept, None for in memory only.
     """
 
     kind: Kind
@@ -74,6 +76,7 @@ class ClientConfig:
     insecure: bool = False
     proxy: Proxy | None = None
     connect_timeout: float | None = None
+    state_dir: str | None = None
 
 
 def make_config(
@@ -120,6 +123,7 @@ def make_config(
         insecure=insecure,
         proxy=choose_proxy(address.host, address.port, proxy, environ),
         connect_timeout=_check_seconds(connect_timeout),
+        state_dir=state_directory(environ),
     )
 
 

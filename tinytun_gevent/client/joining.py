@@ -13,12 +13,13 @@ from gevent.event import Event
 from .. import sockets
 from ..errors import HandshakeError, SessionError, TryLaterError, TunnelError
 from ..session import Session
-from ..stream import REFUSED_STREAM, Stream
+from ..stream import CANCEL, NO_ERROR, Stream
 from ..wire.handshake import Join, OpenReply, OpenRequest
 from .config import ClientConfig
 from .dial import address_of
 from .growth import LOOK, Gauge, Pauses
-from .link import open_session, see_off
+from .link import open_session
+from .sessions import Sessions
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +45,24 @@ class Team:
         first: Session,
         granted: OpenReply,
         on_stream: Callable[[Stream], None],
-        on_session: Callable[[Session], None],
+        sessions: Sessions,
     ) -> None:
-        """``on_stream`` gets each visitor, ``on_session`` each session that has begun; neither may block."""
+        """``on_stream`` gets each visitor and must not block, ``sessions`` each session that has begun."""
         self._config = config
         self._granted = granted
         self._on_stream = on_stream
-        self._on_session = on_session
+        self._all = sessions
         #: Set when the tunnel takes no visitors any more.
         self.over = Event()
         #: The session that was the last to take visitors.
         self._last = first
         #: Those that take visitors, the oldest one first.
         self._gauges: dict[Session, Gauge] = {}
-        #: Those and the ones that still carry some, whose connections and visitors count as well.
+        #: Whether the server has closed any for another client, that showed the same token.
+        self.replaced = False
+        #: Whether it said goodbye without a fault on the last one: it stops, or another process takes over.
+        self.stops = False
+        #: Those and the ones that still carry some, whose connections count as well.
         self._open: set[Session] = set()
         self._traffic = Event()
         self._joining: set[gevent.Greenlet[[OpenRequest], None]] = set()
@@ -66,11 +71,6 @@ class Team:
         self._welcome(first)
         if config.sessions > 1 and granted.join_key is not None:
             self._watcher = gevent.spawn(self._watch, granted.join_key)
-
-    @property
-    def stops(self) -> bool:
-        """Once it is `over`: whether the server said goodbye, instead of being lost."""
-        return not self._last.closed.is_set()
 
     @property
     def error(self) -> SessionError | None:
@@ -100,35 +100,31 @@ class Team:
         session.on_close.append(self._lost)
         session.on_close.append(self._open.discard)
         self._open.add(session)
-        self._on_session(session)
+        self._all.add(session)
         if session.goaway_received:
             self._told_to_leave(session)
 
     def _admit(self, stream: Stream) -> None:
-        """A visitor: the limit of concurrent ones is for all sessions together."""
         self._traffic.set()
-        if len(self._open) > 1:
-            running = sum(session.stream_count for session in self._open)
-            if running > self._config.concurrency:
-                stream.reset(REFUSED_STREAM)
-                return
         self._on_stream(stream)
 
     def _told_to_leave(self, session: Session) -> None:
         """GOAWAY has come on it: the server stops, or has had enough of this one."""
-        if self._part_with(session):
-            gevent.spawn(see_off, session)
+        self.replaced = self.replaced or session.goaway_code == CANCEL
+        if self._part_with(session, stops=session.goaway_code == NO_ERROR):
+            self._all.see_off(session)
 
     def _lost(self, session: Session) -> None:
         if self._part_with(session) and self._gauges:
             log.debug("lost one of %d connections: %s", len(self._gauges) + 1, session.error)
 
-    def _part_with(self, session: Session) -> bool:
+    def _part_with(self, session: Session, stops: bool = False) -> bool:
         """It takes no visitors any more; False if that is known."""
         if self._gauges.pop(session, None) is None:
             return False
         if not self._gauges:
             self._last = session
+            self.stops = stops
             self.over.set()
         return True
 
@@ -165,7 +161,7 @@ class Team:
         self._part_with(session)
         log.debug("closing a connection that was idle; %d left", len(self._gauges))
         session.goaway()
-        gevent.spawn(see_off, session)
+        self._all.see_off(session)
 
     def _request(self, key: str) -> OpenRequest:
         join = Join(self._granted.connection_id, key)

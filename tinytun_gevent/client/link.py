@@ -7,7 +7,7 @@ from collections.abc import Callable
 import gevent
 from gevent.event import Event
 
-from ..errors import SessionClosedError
+from ..errors import PeerSilentError, SessionClosedError
 from ..session import Session
 from ..stream import Stream
 from ..wire.handshake import Kind, OpenReply, OpenRequest
@@ -64,15 +64,21 @@ def wish_of(request: OpenRequest) -> str:
     return f"port {request.port}" if request.port else "a port"
 
 
-def part(session: Session) -> None:
-    """Close, after the server if it is quick: ours may overtake a visitor's last bytes. Blocks."""
+def part(session: Session) -> bool:
+    """Close, after the server if it is quick: ours may overtake a visitor's last bytes. Blocks.
+
+    Whether the server has shown that it is there, and so hears the goodbye.
+    """
+    heard = False
     try:
         session.goaway()
         session.finish_writing()
-        session.closed.wait(FAREWELL)
+        # Our half is closed, so that what asks for an answer ends the session with an error; but it came.
+        heard = session.closed.wait(FAREWELL) and not isinstance(session.error, PeerSilentError)
     except OSError:
         pass
     session.close()
+    return heard
 
 
 def see_off(session: Session) -> None:

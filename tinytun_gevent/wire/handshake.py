@@ -132,6 +132,11 @@ def is_subdomain(text: str) -> bool:
     return _SUBDOMAIN.match(text) is not None
 
 
+def is_resume_token(text: str) -> bool:
+    """Tell whether ``text`` can be a resume token: 16-256 characters of a bearer token's."""
+    return _RESUME.match(text) is not None
+
+
 def is_host(text: str) -> bool:
     """Tell whether ``text`` is ``host`` or ``host:port``, fit to be a ``Host`` field."""
     match = _HOST.match(text)
