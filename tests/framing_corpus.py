@@ -325,6 +325,82 @@ INVALID_REQUESTS: list[tuple[str, bytes, int]] = [
         400,
     ),
     ("body/trailer 101 fields", chunked(b"0\r\n" + b"X: a\r\n" * 101 + b"\r\n"), 400),
+    # -- more of it, mixed
+    ("coding/list over two lines", post(b"Transfer-Encoding: gzip", TE, body=HELLO), 501),
+    ("coding/chunked, trailing comma", post(b"Transfer-Encoding: chunked,", body=HELLO), 400),
+    ("coding/tab before name", post(b"Transfer-Encoding:\tchunked\t, identity", body=HELLO), 400),
+    (
+        "coding/disguised by dash",
+        post(b"Transfer-Encoding-: chunked", b"Transfer_Encoding: chunked", body=HELLO),
+        400,
+    ),
+    ("coding/CR inside", post(b"Transfer-Encoding: chun\rked", body=HELLO), 400),
+    ("coding/FF behind", post(b"Transfer-Encoding: chunked\x0c", body=HELLO), 400),
+    ("coding/NBSP behind", post(b"Transfer-Encoding: chunked\xa0", body=HELLO), 400),
+    (
+        "coding/length hidden by LF",
+        post(b"X: a\nTransfer-Encoding: chunked", b"Content-Length: 5", body=HELLO),
+        400,
+    ),
+    (
+        "coding/length hidden by CR",
+        post(b"X: a\rTransfer-Encoding: chunked", b"Content-Length: 5", body=HELLO),
+        400,
+    ),
+    ("coding/deflate", post(b"Transfer-Encoding: deflate, chunked", body=HELLO), 501),
+    ("length/tab inside", post(b"Content-Length: 1\t0", body=b"hellohello"), 400),
+    ("length/comma first", post(b"Content-Length: ,5", body=b"hello"), 400),
+    ("length/semicolon", post(b"Content-Length: 5;5", body=b"hello"), 400),
+    (
+        "length/three",
+        post(b"Content-Length: 5", b"CONTENT-LENGTH: 5", b"content-length: 6", body=b"hello!"),
+        400,
+    ),
+    ("length/empty and five", post(b"Content-Length:", b"Content-Length: 5", body=b"hello"), 400),
+    ("length/NUL behind", post(b"Content-Length: 5\0", body=b"hello"), 400),
+    ("length/NBSP", post(b"Content-Length: \xa05", body=b"hello"), 400),
+    ("length/with coding in GET", request(GET, b"Content-Length: 0", TE, body=HELLO), 400),
+    (
+        "target/absolute, Host of another and two lengths",
+        request(
+            b"POST http://demo.localhost/ HTTP/1.1",
+            b"Content-Length: 0",
+            b"Content-Length: 1",
+            host=b"other.localhost",
+            body=b"x",
+        ),
+        400,
+    ),
+    ("target/absolute, tab in host", request(b"GET http://demo.localhost\t/ HTTP/1.1"), 400),
+    ("target/absolute, percent in host", request(b"GET http://demo%2elocalhost/ HTTP/1.1"), 400),
+    ("target/absolute, fragment", request(b"GET http://demo.localhost/#other HTTP/1.1"), 400),
+    ("host/percent", request(host=b"demo%2elocalhost"), 400),
+    ("host/semicolon", request(host=b"demo.localhost;other.localhost"), 400),
+    ("host/backslash", request(host=b"demo.localhost\\other.localhost"), 400),
+    ("body/extension CR then size", chunked(b"5;a\r5\r\nhello\r\n0\r\n\r\n"), 400),
+    ("body/extension with equals only", chunked(b"5;=\r\nhello\r\n0\r\n\r\n"), 400),
+    ("body/size in quotes", chunked(b'"5"\r\nhello\r\n0\r\n\r\n'), 400),
+    ("body/size with h", chunked(b"5h\r\nhello\r\n0\r\n\r\n"), 400),
+    ("body/last chunk is 0x0", chunked(b"5\r\nhello\r\n0x0\r\n\r\n"), 400),
+    ("body/last chunk signed", chunked(b"5\r\nhello\r\n-0\r\n\r\n"), 400),
+    ("body/LF CR behind data", chunked(b"5\r\nhello\n\r0\r\n\r\n"), 400),
+    (
+        "body/trailer is a request",
+        chunked(b"0\r\nGET /smuggled HTTP/1.1\r\nHost: other.localhost\r\n\r\n"),
+        400,
+    ),
+    (
+        "connection/names framing in odd case",
+        post(b"Connection: CONTENT-length", b"Content-Length: 5", body=b"hello"),
+        400,
+    ),
+    ("field/two blanks fold", b"GET / HTTP/1.1\r\nHost: demo.localhost\r\n  \r\n\r\n", 400),
+    (
+        "line/upgrade to nothing",
+        request(b"CONNECT demo.localhost:443 HTTP/1.1", b"Connection: Upgrade", b"Upgrade: websocket"),
+        501,
+    ),
+    ("line/CONNECT by another name", request(b"CONNECT http://demo.localhost/ HTTP/1.1"), 501),
 ]
 
 VALID_REQUESTS: list[tuple[str, bytes]] = [
@@ -411,6 +487,15 @@ VALID_REQUESTS: list[tuple[str, bytes]] = [
     ("coding/data like framing", chunked(b"7\r\n0\r\n\r\n\r\n\r\n0\r\n\r\n")),
     ("coding/trailers", chunked(b"5\r\nhello\r\n0\r\nX: a\r\nY:\r\nZ: \t\xe9 \r\n\r\n", b"Trailer: X, Y")),
     ("coding/100 trailers", chunked(b"0\r\n" + b"X: a\r\n" * 100 + b"\r\n")),
+    # -- more of it, mixed
+    ("coding/data is a request", chunked(b"%x\r\n%b\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED))),
+    ("coding/extension is a request line", chunked(b'5;a="GET /smuggled HTTP/1.1"\r\nhello\r\n0\r\n\r\n')),
+    ("length/of DELETE", request(b"DELETE / HTTP/1.1", b"Content-Length: %d" % len(SMUGGLED), body=SMUGGLED)),
+    (
+        "target/absolute, Host of another",
+        request(b"GET http://demo.localhost/x HTTP/1.1", host=b"other.localhost"),
+    ),
+    ("coding/single bytes", chunked(b"".join(b"1\r\n%c\r\n" % c for c in SMUGGLED) + b"0\r\n\r\n")),
 ]
 
 INVALID_RESPONSES: list[tuple[str, bytes, bytes]] = [
@@ -507,6 +592,31 @@ INVALID_RESPONSES: list[tuple[str, bytes, bytes]] = [
     ("body/trailer obs-fold", b"GET", chunked_response(b"0\r\nX: a\r\n b\r\n\r\n")),
     ("body/trailer too long", b"GET", chunked_response(b"0\r\nX: " + b"a" * 17000 + b"\r\n\r\n")),
     ("body/next response in trailers", b"GET", chunked_response(b"0\r\n" + response())),
+    # -- more of it, mixed
+    ("length/hex", b"GET", response(OK, b"Content-Length: 0x5", body=b"hello")),
+    ("length/blank inside", b"GET", response(OK, b"Content-Length: 5 5", body=b"hello")),
+    (
+        "length/two in 304",
+        b"GET",
+        response(b"HTTP/1.1 304 Not Modified", b"Content-Length: 5", b"Content-Length: 6"),
+    ),
+    ("length/and coding, 304", b"GET", response(b"HTTP/1.1 304 Not Modified", b"Content-Length: 5", TE)),
+    ("length/bad in 204", b"GET", response(b"HTTP/1.1 204 No Content", b"Content-Length: -1")),
+    (
+        "coding/disguised by blank",
+        b"GET",
+        response(OK, b"Transfer-Encoding : chunked", b"Content-Length: 5", body=b"hello"),
+    ),
+    ("coding/chunked twice", b"GET", response(OK, b"Transfer-Encoding: chunked, chunked", body=HELLO)),
+    ("coding/quoted", b"GET", response(OK, b'Transfer-Encoding: "chunked"', body=HELLO)),
+    ("body/size empty", b"GET", chunked_response(b"\r\nhello\r\n0\r\n\r\n")),
+    ("body/size 0x", b"GET", chunked_response(b"0x5\r\nhello\r\n0\r\n\r\n")),
+    (
+        "interim/with body",
+        b"GET",
+        b"HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\nhello"
+        + response(OK, b"Content-Length: 5", body=b"hello"),
+    ),
 ]
 
 VALID_RESPONSES: list[tuple[str, bytes, bytes, int]] = [
@@ -585,5 +695,30 @@ VALID_RESPONSES: list[tuple[str, bytes, bytes, int]] = [
         b"GET",
         response(b"HTTP/1.1 426 Upgrade Required", b"Upgrade: x", b"Content-Length: 0"),
         0,
+    ),
+    # -- more of it, mixed
+    (
+        "interim/64 of them",
+        b"GET",
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" * 64 + response(OK, b"Content-Length: 5", body=b"hello"),
+        5,
+    ),
+    (
+        "coding/single bytes",
+        b"GET",
+        chunked_response(b"".join(b"1\r\n%c\r\n" % c for c in b"hello") + b"0\r\n\r\n"),
+        CHUNKED,
+    ),
+    (
+        "length/HEAD with another response behind it",
+        b"HEAD",
+        response(OK, b"Content-Length: 5") + response(OK, b"Content-Length: 4", body=b"evil"),
+        0,
+    ),
+    (
+        "interim/in HTTP 1.0",
+        b"GET",
+        b"HTTP/1.0 103 Early Hints\r\n\r\n" + response(OK, b"Content-Length: 5", body=b"hello"),
+        5,
     ),
 ]

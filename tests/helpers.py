@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -269,7 +269,7 @@ def raw_peer(
     pair = Pair(None, None)  # type: ignore[arg-type]
     session = Session(ours, opener=opener, max_streams=max_streams, on_stream=pair.on_stream)
     pair.opener = pair.acceptor = session
-    session.probes = 0  # one PING at the start is all that a test has to answer
+    session.keep_alive.probes = 0  # one PING at the start is all that a test has to answer
     peer = RawPeer(theirs)
     try:
         if start:
@@ -380,11 +380,12 @@ def free_tunnel_ports(count: int) -> list[int]:
 class Process:
     """One of the two commands, started as a user starts it; its output is read by threads."""
 
-    def __init__(self, *argv: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, *argv: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
+        """``prefix`` is a command that becomes the one behind it, such as ``nsenter``."""
         environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
         environment |= {"PYTHONUNBUFFERED": "1"} | (env or {})
         self.popen = subprocess.Popen(
-            [sys.executable, str(REPO / "bin" / argv[0]), *argv[1:]],
+            [*prefix, sys.executable, str(REPO / "bin" / argv[0]), *argv[1:]],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from typing import Any
 
 import gevent
@@ -126,3 +127,35 @@ def test_a_raw_socket_is_what_the_data_path_wants() -> None:
     finally:
         server.close()
     assert kinds == [(BareSocket, 0.0)]
+
+
+def test_visitors_leave_some_descriptors_to_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who comes at the limit is the last one, until enough of them are free again."""
+    taken = [os.dup(0)]
+    monkeypatch.setattr(accepting, "ceiling", lambda: taken[0] + 10)
+    monkeypatch.setattr(accepting, "PAUSE", 0.02)
+    caplog.set_level(logging.INFO)
+    leave = Event()
+    server = Acceptor(listening(), lambda sock, _: leave.wait(), Workers(), 100, raw=True)
+    server.start()
+    visitors: list[socket.socket] = []
+    try:
+        with deadline():
+            while not server._scarce:
+                visitors.append(socket.create_connection(("127.0.0.1", server.server_port)))
+                gevent.sleep(0.01)
+            served = server.connections
+            visitors.append(socket.create_connection(("127.0.0.1", server.server_port)))
+            gevent.sleep(0.1)
+            assert server.connections == served
+            leave.set()
+            for visitor in visitors:
+                assert visitor.recv(1) == b""
+            for visitor in visitors:
+                visitor.close()
+    finally:
+        os.close(taken[0])
+        server.close()
+    assert len(caplog.records) == 1

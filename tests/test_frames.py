@@ -50,6 +50,10 @@ class Recorder:
         self.calls.append(("ends", bytes(self._piece)))
         self._piece = None
 
+    def unknown_frame(self) -> None:
+        assert self._piece is None, "an unknown frame inside DATA"
+        self.calls.append(("unknown",))
+
     def control_frame(self, frame: memoryview, kind: int, flags: int, stream_id: int) -> None:
         assert self._piece is None, "a control frame inside DATA"
         self.calls.append(("control", bytes(frame), kind, flags, stream_id))
@@ -162,7 +166,10 @@ def test_data_inside_a_header_block_comes_whole_so_that_h2_refuses_it() -> None:
 
 def test_unknown_types_are_skipped_except_inside_a_header_block() -> None:
     unknown = frame(KNOWN_TYPES + 1, b"z" * 50, 0xFF, 9)
-    assert run(unknown, frame(PING, b"8" * 8)).calls == [("control", frame(PING, b"8" * 8), PING, 0, 0)]
+    assert run(unknown, frame(PING, b"8" * 8)).calls == [
+        ("unknown",),
+        ("control", frame(PING, b"8" * 8), PING, 0, 0),
+    ]
     first = frame(PUSH_PROMISE, b"", 0, 1)
     assert run(first, unknown).calls[1][0] == "control"
 

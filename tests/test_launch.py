@@ -84,6 +84,7 @@ print("gevent" in sys.modules, sorted(m for m in sys.modules if m.startswith("ti
     )
     expected = [
         "errors",
+        "lines",
         "server",
         *(f"server.{n}" for n in ("addresses", "config", "launch", "logs", "settings")),
     ]

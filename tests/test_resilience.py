@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ import gevent
 import psutil
 import pytest
 from helpers import MIB, Process, Wire, fd_count, greenlet_count
-from server_process import ServerProcess, environment
+from network import Network, network
+from server_process import COMMAND, ServerProcess, environment
 from support import (
     DEADLINE,
     Peer,
@@ -186,6 +187,46 @@ def a_stopped_server_is_noticed_by_its_client() -> None:
             assert time.monotonic() - began < NOTICED
             os.kill(worker, signal.SIGCONT)
             eventually(lambda: serves(server, "demo"), NOTICED)
+        finally:
+            process.kill()
+
+
+SERVICE = (
+    "from support import Service; import time; s = Service(); print(s.port, flush=True); time.sleep(120)"
+)
+VISIT = """
+from support import *
+with connect({}, "10.77.0.1") as sock:
+    sock.sendall(request("demo"))
+    print(read_response(sock).status)
+"""
+
+
+@scenario
+def a_dead_link_is_noticed_by_both_sides_and_survived() -> None:
+    """Nobody's kernel says anything: the client's interface is down."""
+    with ExitStack() as stack:
+        cut_the_link(network(stack))
+
+
+def cut_the_link(net: Network) -> None:
+    port = net.output(net.client, SERVICE)
+    environ = environment(BIND="10.77.0.1", METADATA_BIND="10.77.0.1")
+    with ServerProcess(command=(*net.server, *COMMAND), environ=environ).wait_serving() as server:
+        visit = VISIT.format(server.proxy_port)
+        url = f"http://10.77.0.1:{server.connection_port}"
+        process = Process("tinytun", "http", port, "-s", "demo", "--server", url, prefix=net.client)
+        try:
+            process.wait_line("http://demo\\.", stderr=False)
+            assert net.output(net.server, visit) == "200"
+            net.link("down")
+            began = time.monotonic()
+            process.wait_line("reconnecting", seconds=NOTICED)
+            server.wait_line("tunnel demo (lost|closed)", timeout=NOTICED - (time.monotonic() - began))
+            assert time.monotonic() - began < NOTICED
+            net.link("up")
+            server.wait_line("tunnel demo opened", count=2)
+            assert net.output(net.server, visit) == "200"
         finally:
             process.kill()
 
@@ -575,6 +616,10 @@ def test_a_stopped_client_loses_its_name_in_time_and_gets_it_back(running: Runni
 
 def test_a_stopped_server_is_noticed_by_its_client(running: Running) -> None:
     running["a_stopped_server_is_noticed_by_its_client"].result(LONG)
+
+
+def test_a_dead_link_is_noticed_by_both_sides_and_survived(running: Running) -> None:
+    running["a_dead_link_is_noticed_by_both_sides_and_survived"].result(LONG)
 
 
 def test_a_slow_line_full_of_bulk_is_not_dead(running: Running) -> None:

@@ -366,3 +366,35 @@ def test_what_the_kernel_may_not_send_yet_is_told() -> None:
         assert waiting > 0
         assert 0 < round_trip < 1
     assert sockets.held_up(sock) == (0, 0.0)
+
+
+def test_whether_the_other_side_is_waited_for() -> None:
+    """Not before somebody waits, not with bytes that have come, not afterwards."""
+    ours, theirs = socket_pair()
+    end = end_of(ours)
+    try:
+        with deadline():
+            assert not end.awaited
+            waiting = gevent.spawn(end.recv, 10)
+            wait_until(lambda: end.awaited)
+            theirs.sendall(b"x")
+            assert not end.awaited
+            assert waiting.get() == b"x"
+            assert not end.awaited
+    finally:
+        end.close()
+        theirs.close()
+
+
+@linux_only
+def test_whether_the_other_side_has_half_closed() -> None:
+    """Also behind bytes that nobody has read."""
+    ours, theirs = socket_pair()
+    try:
+        assert not sockets.half_closed(ours)
+        theirs.sendall(b"unread")
+        theirs.shutdown(native.SHUT_WR)
+        wait_until(lambda: sockets.half_closed(ours))
+    finally:
+        ours.close()
+        theirs.close()

@@ -149,7 +149,8 @@ def test_the_session_s_backlog_is_what_waits_in_its_streams() -> None:
 
 def test_a_stream_at_rest_gives_its_grown_window_back() -> None:
     with session_pair() as pair:
-        wait_until(lambda: not pair.acceptor.probes and not pair.acceptor.liveness.awaited)
+        asking = pair.acceptor.keep_alive
+        wait_until(lambda: not asking.probes and not asking.liveness.awaited)
         pair.acceptor.min_rtt = 0.2  # as over a long path
         near, far = pair.open()
         with deadline(30):

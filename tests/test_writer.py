@@ -20,7 +20,6 @@ from tinytun_gevent.writer import (
     JOIN_LIMIT,
     SHARED_CHUNK,
     SMALL,
-    TurnLock,
     Writer,
 )
 
@@ -115,53 +114,25 @@ UPDATE = http2.window_update(3, 7)
 # -- turns --------------------------------------------------------------------
 
 
-def test_turns_are_given_in_the_order_of_asking() -> None:
-    lock, order = TurnLock(), []
-    lock.acquire()
-
-    def take(number: int) -> None:
-        lock.acquire()
-        order.append(number)
-        gevent.sleep(0)
-        lock.release()
-
-    takers = [gevent.spawn(take, number) for number in range(8)]
-    wait_until(lambda: len(lock._waiting) == 8)
-    assert lock.wanted
-    lock.release()
-    with deadline():
-        gevent.joinall(takers, raise_error=True)
-    assert order == list(range(8))
-    assert not lock.held
-
-
-@pytest.mark.parametrize("moment", ["before its turn", "as its turn comes", "with its turn"])
-def test_a_killed_waiter_loses_no_turn(moment: str) -> None:
-    lock = TurnLock()
-    lock.acquire()
-
-    def take() -> None:
-        lock.acquire()
-        try:
-            gevent.sleep(0)
-        finally:
-            lock.release()
-
-    victim, taker = gevent.spawn(take), gevent.spawn(take)
-    wait_until(lambda: len(lock._waiting) == 2)
-    if moment == "before its turn":
-        victim.kill()
-        lock.release()
-    elif moment == "as its turn comes":
-        victim.kill(block=False)
-        lock.release()
+@pytest.mark.parametrize("moment", ["as its turn comes", "with its turn"])
+def test_a_sender_killed_as_it_gets_its_turn_leaves_no_control_frame_behind(moment: str) -> None:
+    """There is nobody else to send what waited for his frame."""
+    end = FakeEnd()
+    writer, _ = make(end)
+    writer._lock.acquire()
+    sender = gevent.spawn(writer.send_data, 1, memoryview(b"data"), allow_all)
+    wait_until(lambda: writer._lock.wanted)
+    writer.control(PING)
+    if moment == "as its turn comes":
+        sender.kill(block=False)
+        writer._release()
     else:
-        lock.release()
-        victim.kill(block=False)
+        writer._release()
+        sender.kill(block=False)
     with deadline():
-        gevent.joinall([victim, taker])
-    assert taker.successful()
-    assert not lock.held
+        sender.join()
+    assert not writer._lock.held
+    assert end.sent.startswith(PING)
 
 
 # -- control frames -----------------------------------------------------------
@@ -398,6 +369,21 @@ def test_a_sender_killed_inside_a_frame_ends_the_connection() -> None:
     gevent.idle()
     assert failures
     assert len(end.sent) == 50
+
+
+def test_the_reader_learns_that_nothing_leaves() -> None:
+    end = FakeEnd(room=0)
+    writer, _ = make(end)
+    sender = gevent.spawn(writer.send_data, 1, memoryview(b"x" * LONG), allow_all)
+    gevent.idle()
+    writer.control(UPDATE * (CONTROL_LIMIT // len(UPDATE) + 1))
+    assert not writer.wait_drained(0.01)
+    waiting = gevent.spawn(writer.wait_drained, 5.0)
+    gevent.idle()
+    end.make_room(BIG)
+    with deadline():
+        assert waiting.get()
+        sender.get()
 
 
 def test_a_broken_connection_is_reported_and_nothing_waits_on() -> None:

@@ -6,7 +6,6 @@ events change the session. Nothing here blocks or switches greenlets.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +15,8 @@ from h2.settings import SettingCodes
 from h2.stream import StreamClosedBy
 
 from tinytun_gevent.errors import StreamResetError
+from tinytun_gevent.flow import INITIAL_WINDOW
+from tinytun_gevent.guard import is_rapid
 from tinytun_gevent.sockets import Buffer
 from tinytun_gevent.stream import CANCEL, REFUSED_STREAM, Stream
 from tinytun_gevent.wire import http2
@@ -35,9 +36,10 @@ class Control:
 
         Raises ``ProtocolError`` for what ends the session.
         """
-        usual = None if in_block else _USUAL.get((kind, flags))
+        usual = None if in_block else _USUAL.get((kind, flags if kind == http2.HEADERS else 0))
         if usual is not None and usual(self, frame, stream_id):
             return
+        self._count(len(frame) - http2.FRAME_HEAD, kind, flags, in_block)
         if kind == http2.SETTINGS:  # which may change every window
             for known in self._session.conn.streams:
                 if known in self._session.streams:
@@ -46,9 +48,13 @@ class Control:
 
     def tell_h2(self, frame: Buffer, stream: Stream | None = None) -> None:
         """Shows h2 a frame, on ``stream`` if there is one, and does what it reports."""
+        session = self._session
         if stream is not None:
-            self._session.adopt(stream)
-        for event in self._session.conn.receive_data(frame):
+            session.adopt(stream)
+        events = session.conn.receive_data(frame)
+        for _ in range(session.conn.take_resets()):
+            self._reset_made()
+        for event in events:
             handler = _HANDLERS.get(type(event))
             if handler is not None:
                 handler(self, event)
@@ -56,10 +62,40 @@ class Control:
     def end(self, stream: Stream) -> None:
         """The peer has half-closed a stream."""
         stream.remote_ended = True
-        if stream.receiver is not None:
+        stream.hears = False
+        if stream.receiver is not None and stream.error is None:
             stream.receiver.eof()
         if stream.local_ended:
             self._session.remove(stream)
+
+    # -- what is counted ----------------------------------------------------
+
+    @property
+    def _now(self) -> float:
+        """When what is being dealt with was read."""
+        return self._session.keep_alive.liveness.last_sign
+
+    def unknown_frame(self) -> None:
+        """A frame of a type that nobody knows."""
+        self._session.guard.idle(self._now)
+
+    def _count(self, length: int, kind: int, flags: int, in_block: bool) -> None:
+        """Charges a frame that h2 is about to see."""
+        guard = self._session.guard
+        if kind == http2.CONTINUATION and in_block:
+            guard.continuation(length)
+        elif kind == http2.HEADERS:
+            guard.headers(self._now, length)
+        elif kind == http2.SETTINGS:
+            guard.settings(self._now, length // http2.SETTING)
+        elif kind == http2.PING and flags & http2.ACK:
+            pass  # it may answer ours
+        elif kind not in (http2.RST_STREAM, http2.WINDOW_UPDATE):  # which are charged for what they do
+            guard.idle(self._now)
+
+    def _reset_made(self) -> None:
+        """The peer has made us send a RST_STREAM."""
+        self._session.guard.reset(self._now)
 
     # The frames that nearly all others are, without h2's detour. False if h2 has to see one.
 
@@ -68,7 +104,10 @@ class Control:
         if len(frame) != http2.FRAME_HEAD + 4:
             return False
         increment = int.from_bytes(frame[9:13], "big") & 0x7FFFFFFF
-        conn = self._session.conn
+        conn, guard = self._session.conn, self._session.guard
+        guard.updates_left -= 1
+        if guard.updates_left < 0:
+            guard.updates(self._now, self._session.data_sent)
         if stream_id == 0:
             window = conn.outbound_flow_control_window + increment
             if not increment or window > http2.MAX_WINDOW:
@@ -78,7 +117,7 @@ class Control:
             return True
         stream = self._session.streams.get(stream_id)
         if stream is None or not increment:
-            return False
+            return bool(increment) and conn.is_over(stream_id)  # as when it crossed the end of its stream
         window = stream.allowance + increment
         if window > http2.MAX_WINDOW:
             return False
@@ -92,11 +131,14 @@ class Control:
         block = bytes(frame[http2.FRAME_HEAD :])
         if session.opener:
             stream = session.streams.get(stream_id)
-            if stream is None or stream.accepted or stream_id in session.conn.streams:
+            if stream_id in session.conn.streams or not http2.is_response(block):
                 return False
-            if not http2.is_response(block):
+            if stream is None and session.conn.was_reset_by_us(stream_id):  # before it came
+                session.guard.headers(self._now, len(block))
+                return True
+            if stream is None or stream.accepted:
                 return False
-            stream.accepted = True
+            stream.accept_at(self._now)
             return True
         fields = http2.read_request(block)
         if fields is None or stream_id in session.streams or not session.conn.begin_inbound(stream_id):
@@ -104,14 +146,21 @@ class Control:
         if not self._open(stream_id, fields):
             session.conn.forget(stream_id, StreamClosedBy.SEND_RST_STREAM)
             session.writer.soon(http2.rst_stream(stream_id, REFUSED_STREAM))
+            self._refused()
         return True
 
     def _take_reset(self, frame: memoryview, stream_id: int) -> bool:
         """A RST_STREAM."""
-        stream = self._session.streams.get(stream_id)
-        if stream is None or stream_id in self._session.conn.streams or len(frame) != http2.FRAME_HEAD + 4:
+        session = self._session
+        if len(frame) != http2.FRAME_HEAD + 4 or stream_id in session.conn.streams:
             return False
-        self._abort(stream, int.from_bytes(frame[9:13], "big"))
+        stream = session.streams.get(stream_id)
+        if stream is not None:
+            self._abort(stream, int.from_bytes(frame[9:13], "big"))
+        elif session.conn.is_over(stream_id):
+            session.guard.stray_reset(self._now)
+        else:
+            raise ProtocolError("RST_STREAM on an idle stream")
         return True
 
     def _wake_blocked(self) -> None:
@@ -125,11 +174,24 @@ class Control:
         session = self._session
         if session.on_stream is None or not session.takes_streams:
             return False
-        session.on_stream(session.add(stream_id, fields))
+        stream = session.add(stream_id, fields)
+        session.on_stream(stream)
+        if stream.error is not None:  # refused after all, as one too many for all sessions together
+            self._reset_made()
         return True
+
+    def _refused(self) -> None:
+        """A stream was refused, on which a window's worth of DATA may be under way."""
+        self._session.guard.abandoned(INITIAL_WINDOW)
+        self._reset_made()
 
     def _abort(self, stream: Stream, code: int, remote: bool = True) -> None:
         """A stream has been reset."""
+        now = self._now
+        if remote and not self._session.opener and is_rapid(now, stream.accepted_at, stream.sent):
+            self._session.guard.reset(now)
+        if not remote:
+            self._session.guard.abandoned(stream.receive_window.credit)
         self._session.remove(stream, StreamClosedBy.RECV_RST_STREAM)
         error = StreamResetError(code, remote=remote)
         if error.is_refusal:
@@ -145,15 +207,17 @@ class Control:
         if not self._open(stream_id, list(event.headers or ())):
             session.conn.reset_stream(stream_id, REFUSED_STREAM)
             session.conn.forget(stream_id)
+            self._refused()
 
     def _on_response(self, event: h2_events.ResponseReceived) -> None:
         stream = self._session.streams.get(event.stream_id or 0)
         if stream is None:
             return
         if (b":status", b"200") in (event.headers or ()):
-            stream.accepted = True
-        else:
+            stream.accept_at(self._now)
+        elif not stream.closed:
             stream.reset(CANCEL)
+            self._reset_made()
 
     def _on_stream_ended(self, event: h2_events.StreamEnded) -> None:
         stream = self._session.streams.get(event.stream_id or 0)
@@ -190,16 +254,8 @@ class Control:
                 raise FlowControlError(f"a window of {stream.allowance} bytes")
 
     def _on_ping_answer(self, event: h2_events.PingAckReceived) -> None:
-        session = self._session
-        if not session.liveness.awaited:
-            return
-        session.liveness.answered()
-        took = time.monotonic() - session.ping_sent
-        session.min_rtt = min(session.min_rtt, took) if session.first_answer.is_set() else took
-        session.first_answer.set()
-        if session.probes and not session.closing and not session.goaway_sent:
-            session.probes -= 1
-            session.ping()
+        if not self._session.keep_alive.answered(bytes(event.ping_data or b"")):
+            self._session.guard.idle(self._now)
 
     def _on_terminated(self, event: h2_events.ConnectionTerminated) -> None:
         session = self._session
@@ -214,6 +270,7 @@ class Control:
         session.close_if_done()
 
 
+# By type and flags; of these only HEADERS has any, and what a type does not define is ignored (§4.1).
 _USUAL: Final[dict[tuple[int, int], Callable[[Control, memoryview, int], bool]]] = {
     (http2.WINDOW_UPDATE, 0): Control._open_window,
     (http2.HEADERS, http2.END_HEADERS): Control._take_headers,

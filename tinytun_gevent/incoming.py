@@ -16,6 +16,7 @@ from gevent.hub import Hub
 from h2.exceptions import FlowControlError, ProtocolError
 from hpack.exceptions import HPACKError
 
+from tinytun_gevent import guard, sockets
 from tinytun_gevent.control import Control
 from tinytun_gevent.errors import PeerProtocolError, SessionClosedError
 from tinytun_gevent.stream import Stream
@@ -39,8 +40,14 @@ CONNECTION_CREDIT: Final = 64 * 1024 * 1024
 UNKNOWN_RTT: Final = 0.0
 """Round trip assumed before the first one is measured, in seconds: no window grows by a guess."""
 
+STALLED: Final = 1.0
+"""Seconds after which a peer is left that takes nothing, while more than the writer's ``CONTROL_LIMIT`` waits
+for it and it sends. One that is slow takes some, one that is stopped sends nothing."""
+
+REASON: Final = 100
+"""Characters of h2's own words in the log and in GOAWAY: they may quote what has come."""
+
 INTERNAL_ERROR: Final = 2
-FLOW_CONTROL_ERROR: Final = 3
 FRAME_SIZE_ERROR: Final = 6
 
 _buffers: WeakKeyDictionary[Hub, memoryview] = WeakKeyDictionary()
@@ -57,7 +64,7 @@ def _reason(error: Exception) -> str:
     """What the peer and the log are told: one line, without an object of ours and its address."""
     if isinstance(error.__cause__, HPACKError):
         return "a header block cannot be decoded"
-    text = str(error)[:200]  # which may quote all of a field
+    text = str(error)[:REASON]
     if text.isdecimal():  # h2 says no more than the stream's number
         return f"{type(error).__name__} on stream {text}"
     return "".join(char if char.isprintable() else "?" for char in text)
@@ -91,10 +98,10 @@ class Incoming:
                 if count > 0:
                     self._receive(buffer[:count])
                     if session.writer.pending:
-                        session.writer.wait_drained()
+                        self._wait_drained()
                 elif count == 0:
                     self._ended_by_peer()
-        except (FrameTooLongError, ProtocolError) as error:
+        except (FrameTooLongError, ProtocolError, PeerProtocolError) as error:
             self._broken_by_peer(error)
         except OSError as error:
             self._session.close(SessionClosedError(f"the connection was lost: {error.strerror or error}"))
@@ -116,14 +123,27 @@ class Incoming:
         if isinstance(error, FrameTooLongError):
             code = FRAME_SIZE_ERROR
         elif isinstance(error, FlowControlError):
-            code = FLOW_CONTROL_ERROR
+            code = guard.FLOW_CONTROL_ERROR
         else:
             code = int(getattr(error, "error_code", 1))
-        self._session.close(PeerProtocolError(f"the peer broke HTTP/2: {_reason(error)}", code), code)
+        if not isinstance(error, PeerProtocolError):
+            error = PeerProtocolError(f"the peer broke HTTP/2: {_reason(error)}", code)
+        if not self._session.closing:
+            log.warning("ended the session with %s, code %d: %s", self._session.peer, error.code, error)
+        self._session.close(error, error.code)
+
+    def _wait_drained(self) -> None:
+        """Blocks while too much waits for the peer; raises ``PeerProtocolError`` if that takes nothing."""
+        writer, sock = self._session.writer, self._session.end.sock
+        taken = writer.sent, sockets.acknowledged(sock)
+        while not writer.wait_drained(STALLED):
+            before, taken = taken, (writer.sent, sockets.acknowledged(sock))
+            if taken == before:
+                raise PeerProtocolError("the peer does not read our answers", guard.ENHANCE_YOUR_CALM)
 
     def _receive(self, view: memoryview) -> None:
         """Takes the bytes of one read. Nothing in here switches greenlets."""
-        self._session.liveness.last_sign = time.monotonic()
+        self._session.keep_alive.liveness.last_sign = time.monotonic()
         if self._preface_left:
             view = self._check_preface(view)
         self._splitter.feed(view)
@@ -146,15 +166,35 @@ class Incoming:
         self._use_connection(length)
         stream = self._session.streams.get(stream_id)
         self._current_flags = flags
-        if stream is None or stream.remote_ended:
+        if stream is None or not stream.hears:
             self._current = None
-            if stream is not None or not self._session.conn.was_reset_by_us(stream_id):
-                self._control.tell_h2(http2.empty_data(stream_id), stream)
+            self._unheard_data(stream_id, length, stream)
             return
         self._current = stream
-        self._session.backlog += length
-        if length and not stream.receive_window.receive(length):
-            raise FlowControlError(f"{length} bytes of DATA beyond the window of stream {stream_id}")
+        if length:
+            self._session.backlog += length
+            if not stream.receive_window.receive(length):
+                raise FlowControlError(f"{length} bytes of DATA beyond the window of stream {stream_id}")
+        elif not flags & http2.END_STREAM:
+            self._empty_data()
+
+    def _empty_data(self) -> None:
+        self._session.guard.empty_data(self._session.keep_alive.liveness.last_sign)
+
+    def _unheard_data(self, stream_id: int, length: int, stream: Stream | None) -> None:
+        """DATA that no receiver gets: what was under way when we reset its stream, or a mistake."""
+        session = self._session
+        if stream is None and not session.conn.was_reset_by_us(stream_id):
+            self._control.tell_h2(http2.empty_data(stream_id))
+        elif stream is not None and stream.remote_ended:
+            self._control.tell_h2(http2.empty_data(stream_id), stream)
+        elif stream is not None and stream.error is None:
+            raise ProtocolError("DATA before the answer")
+        else:
+            if stream is not None and length:
+                session.pacing.heard(stream)  # resets it; its credit is for what is under way
+            ends = bool(self._current_flags & http2.END_STREAM)
+            session.guard.stray_data(session.keep_alive.liveness.last_sign, length, ends=ends)
 
     def data_piece(self, view: memoryview) -> None:
         stream = self._current
@@ -182,6 +222,11 @@ class Incoming:
             state._actual_content_length = stream.received
             self._control.tell_h2(http2.empty_data(stream.id, http2.END_STREAM))
 
+    def unknown_frame(self) -> None:
+        if not self._session.settled.is_set():
+            raise ProtocolError("the first frame is not SETTINGS")
+        self._control.unknown_frame()
+
     def control_frame(self, frame: memoryview, kind: int, flags: int, stream_id: int) -> None:
         if not self._session.settled.is_set() and kind != http2.SETTINGS:
             raise ProtocolError("the first frame is not SETTINGS")
@@ -192,10 +237,11 @@ class Incoming:
 
     def _padded_data(self, frame: memoryview, flags: int, stream_id: int) -> None:
         """DATA with padding (§6.1), or DATA where none may be, for which h2 has the error."""
+        if self._splitter.in_block:
+            raise ProtocolError("DATA inside a header block")
         length = len(frame) - http2.FRAME_HEAD
-        stream = self._session.streams.get(stream_id)
-        if stream is None or not flags & http2.PADDED or not length:
-            self._control.tell_h2(frame, stream)
+        if not stream_id or not flags & http2.PADDED or not length:
+            self._control.tell_h2(frame, self._session.streams.get(stream_id))
             return
         padding = frame[http2.FRAME_HEAD]
         if padding >= length:
@@ -204,6 +250,8 @@ class Incoming:
         payload = frame[http2.FRAME_HEAD + 1 : len(frame) - padding]
         if payload:
             self.data_piece(payload)
+        elif not flags & http2.END_STREAM:
+            self._empty_data()
         if self._current is not None:
             self._current.consumed(length - len(payload))
         self.data_ends()

@@ -10,7 +10,6 @@ attribute without underscore means to those two is said where it is born.
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Callable
 from typing import Final
@@ -30,8 +29,10 @@ from tinytun_gevent.errors import (
     StreamResetError,
 )
 from tinytun_gevent.flow import INITIAL_WINDOW
+from tinytun_gevent.guard import Guard
 from tinytun_gevent.incoming import MAX_FRAME, UNKNOWN_RTT, Incoming
-from tinytun_gevent.liveness import LOOK, Liveness
+from tinytun_gevent.keepalive import KeepAlive
+from tinytun_gevent.pacing import Pacing
 from tinytun_gevent.sockets import Buffer, End, end_of
 from tinytun_gevent.stream import NO_ERROR, Gate, Stream
 from tinytun_gevent.wire import http2
@@ -42,10 +43,6 @@ HANG_UP: Final = 1.0
 
 REFUSAL: Final = 0.5
 """Seconds for which a peer that refused a stream is asked for no other, unless one ends."""
-
-PROBES: Final = 5
-"""PINGs one after another when a session starts. The first ones are answered by a process that is still
-busy with starting: on a short path they would say ten times the round trip, and windows grow by that."""
 
 BACKLOG_LIMIT: Final = 16 * 1024 * 1024
 """Bytes that all streams of a session together may hold undelivered before credit is withheld."""
@@ -72,7 +69,8 @@ class Session:
         sockets.tune_session(sock)
         now = time.monotonic()
         self.end: End = end_of(sock)
-        self._sock = self.end.sock
+        #: The peer's address, for the log.
+        self.peer = sockets.peer_name(sock)
         self.opener = opener
         self.max_streams = max_streams
         self._early = received
@@ -85,10 +83,10 @@ class Session:
         #: Open streams by id, and those of them that wait for a window.
         self.streams: dict[int, Stream] = {}
         self.blocked: set[Stream] = set()
-        self.liveness = Liveness(now)
-        self.ping_sent = now
-        #: PINGs that are still to follow upon the answer to the one before.
-        self.probes = PROBES - 1
+        self.keep_alive = KeepAlive(self, now)
+        #: Counts what the peer sends, and what we are about to.
+        self.guard = Guard(now)
+        self.pacing = Pacing(self)
         #: Set when the peer's SETTINGS have come.
         self.settled = Event()
         self.closing = False
@@ -135,9 +133,9 @@ class Session:
         self.conn.initiate_connection()
         self.writer.queue(self.conn.take_output())
         self.writer.queue(http2.window_update(0, http2.MAX_WINDOW - 65535))
-        self.ping()
+        self.keep_alive.ping()
         gevent.spawn(self._incoming.read, self._early)
-        gevent.spawn(self._keep_alive)
+        gevent.spawn(self.keep_alive.run)
         deadline = time.monotonic() + timeout
         if not self.settled.wait(timeout):
             self.close(PeerSilentError(f"the peer said nothing of HTTP/2 for {timeout:g} s"))
@@ -173,7 +171,8 @@ class Session:
             stream.abort(ended)
         self.streams.clear()
         self.blocked.clear()
-        if self.writer.pending or self.writer.unsent:
+        unread = code and self.writer.is_stuck  # the peer would not read the GOAWAY either
+        if not unread and (self.writer.pending or self.writer.unsent):
             gevent.spawn(self._hang_up)
         else:
             self.end.close()
@@ -254,6 +253,7 @@ class Session:
         allowance = self.conn.remote_settings.initial_window_size
         stream = self.streams[stream_id] = Stream(self, stream_id, fields, allowance)
         self.streams_opened += 1
+        self.guard.opened()
         return stream
 
     def remove(self, stream: Stream, closed_by: StreamClosedBy = StreamClosedBy.SEND_END_STREAM) -> None:
@@ -337,7 +337,7 @@ class Session:
         """Answers a stream's request with ``:status 200``. Never blocks."""
         if stream.closed:
             return
-        stream.accepted = True
+        stream.accept_at(self.keep_alive.liveness.last_sign)
         if stream.id in self.conn.streams:
             self.conn.send_headers(stream.id, http2.RESPONSE_FIELDS)
             self.writer.soon(self.conn.take_output())
@@ -356,7 +356,15 @@ class Session:
             self.remove(stream)
 
     def reset_stream(self, stream: Stream, code: int) -> None:
-        """Sends RST_STREAM and aborts the stream. Never blocks."""
+        """Aborts the stream, and sends RST_STREAM as soon as `Pacing` lets it. Never blocks."""
+        if stream.id not in self.streams or not self.opener or self.pacing.admits(stream):
+            self.send_reset(stream, code)
+        else:
+            self.pacing.hold(stream, code)
+        stream.abort(StreamResetError(code, remote=False))
+
+    def send_reset(self, stream: Stream, code: int) -> None:
+        """Sends RST_STREAM and forgets the stream. Never blocks."""
         known = self.conn.streams.get(stream.id)
         if known is not None:
             if not known.closed:  # as it is when the last frame has just ended it
@@ -364,8 +372,8 @@ class Session:
                 self.writer.soon(self.conn.take_output())
         elif stream.id in self.streams:
             self.writer.soon(http2.rst_stream(stream.id, code))
+        self.guard.abandoned(stream.receive_window.credit)
         self.remove(stream, StreamClosedBy.SEND_RST_STREAM)
-        stream.abort(StreamResetError(code, remote=False))
 
     def adopt(self, stream: Stream) -> None:
         """Lets h2 follow a stream from now on, because something unusual happens on it."""
@@ -391,33 +399,6 @@ class Session:
         self.usual_window = max(self.usual_window, window.size)
         if increment:
             self.writer.soon(http2.window_update(stream.id, increment))
-
-    # -- keep-alive ---------------------------------------------------------
-
-    def ping(self) -> None:
-        """Sends a PING; one at a time. Never blocks."""
-        now = time.monotonic()
-        self.ping_sent = now
-        behind = self.writer.pending + self.writer.unsent + 17
-        self.conn.ping(struct.pack(">d", now))
-        self.liveness.pinged(now, sockets.acknowledged(self._sock), behind + sockets.queued(self._sock))
-        self.writer.control(self.conn.take_output())
-
-    def _keep_alive(self) -> None:
-        """Pings a quiet peer, and ends the session with one that is dead."""
-        while not self.closing:
-            now = time.monotonic()
-            delay = self.liveness.next_check() - now
-            if self.liveness.awaited:
-                delay = min(delay, LOOK)
-            if delay > 0:
-                self.closed.wait(delay)
-                if self.liveness.awaited and not self.closing:
-                    self.liveness.acknowledged(time.monotonic(), sockets.acknowledged(self._sock))
-            elif self.liveness.is_dead(now):
-                self.close(PeerSilentError("the peer fell silent"))
-            else:
-                self.ping()
 
     def _write_failed(self, error: OSError) -> None:
         self.close(SessionClosedError(f"the connection was lost: {error.strerror or error}"))

@@ -52,6 +52,9 @@ QUIET_LOOK: Final = 0.02
 _TCP_CLOSE: Final = 7
 """Linux's state of a connection that is over in both directions."""
 
+_TCP_CLOSE_WAIT: Final = 8
+"""Linux's state of one whose other side has sent its FIN."""
+
 
 def tune(sock: Socket) -> None:
     """Switches off Nagle's delay (40 ms a request where both ends wait for each other)."""
@@ -68,6 +71,18 @@ def tune_session(sock: Socket) -> None:
         option = getattr(native, name, None)
         if option is not None:
             sock.setsockopt(native.IPPROTO_TCP, option, value)
+
+
+def peer_name(sock: Socket) -> str:
+    """The peer's address for the log: ``ip:port``, IPv6 in brackets."""
+    try:
+        address = sock.getpeername()
+    except OSError:
+        return "a peer that has left"
+    if not isinstance(address, tuple):
+        return "a local socket"
+    host = str(address[0]).removeprefix("::ffff:")
+    return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
 
 
 def acknowledged(sock: Socket) -> int | None:
@@ -117,6 +132,18 @@ def queued(sock: Socket) -> int:
     return int(struct.unpack("=i", answer)[0])
 
 
+def half_closed(sock: Socket) -> bool:
+    """Whether the other side's FIN has come, read or not; False where the kernel does not tell."""
+    return _state(sock) == _TCP_CLOSE_WAIT
+
+
+def _state(sock: Socket) -> int:
+    """Linux's number of a TCP connection's state; 0 where it does not tell."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    return sock.getsockopt(native.IPPROTO_TCP, native.TCP_INFO, 1)[0]
+
+
 class Interrupted(Exception):
     """Somebody called :meth:`PlainEnd.interrupt`; the socket is as it was."""
 
@@ -163,6 +190,11 @@ class PlainEnd:
         """Makes a greenlet in :meth:`wait_readable` raise :class:`Interrupted`."""
         if self._reader is not None:
             self._hub.cancel_wait(self._reader, Interrupted())
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a greenlet waits for something to read, and nothing has come."""
+        return self._reader is not None and bool(self._reader.active) and not unread(self.sock)
 
     def check(self) -> None:
         """Raises ``OSError`` if the connection was reset, which otherwise only reading would tell."""
@@ -336,9 +368,7 @@ class TlsEnd(PlainEnd):
 
     def _is_over(self) -> bool:
         """Whether the connection has ended both ways; False where the kernel does not tell."""
-        if not sys.platform.startswith("linux"):
-            return False
-        return bool(self.sock.getsockopt(native.IPPROTO_TCP, native.TCP_INFO, 1)[0] == _TCP_CLOSE)
+        return _state(self.sock) == _TCP_CLOSE
 
 
 End = PlainEnd | TlsEnd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -74,7 +75,9 @@ class Stream:
         "_error",
         "_window_open",
         "accepted",
+        "accepted_at",
         "allowance",
+        "hears",
         "id",
         "local_ended",
         "peer_fields",
@@ -94,6 +97,10 @@ class Stream:
         self.receiver: Receiver | None = None
         #: Whether the ``:status 200`` has come (opener) or been sent (acceptor).
         self.accepted = False
+        #: When that was, on the monotonic clock.
+        self.accepted_at = math.inf
+        #: Whether DATA may come and is for the receiver: an answer begins with the ``200``.
+        self.hears = not session.opener
         #: DATA bytes that the peer takes on this stream now (RFC 9113 §6.9).
         self.allowance = allowance
         self.local_ended = False
@@ -213,6 +220,12 @@ class Stream:
 
     # The session calls what follows.
 
+    def accept_at(self, now: float) -> None:
+        """Notes that the ``:status 200`` has come or leaves."""
+        self.accepted = True
+        self.accepted_at = now
+        self.hears = self._error is None and not self.remote_ended
+
     def wake(self) -> None:
         """Lets :meth:`wait_window` look again."""
         if self._window_open is not None:
@@ -223,6 +236,7 @@ class Stream:
         if self._error is not None:
             return
         self._error = error
+        self.hears = False
         self.session.backlog -= self.receive_window.undelivered
         self.wake()
         if self.receiver is not None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 import gevent
 from gevent.event import Event
-from gevent.hub import Waiter
 
 from tinytun_gevent.errors import SessionClosedError
 from tinytun_gevent.sockets import Buffer, End
+from tinytun_gevent.turns import TurnLock
 from tinytun_gevent.wire import http2
 
 CHUNK: Final = 256 * 1024
@@ -37,43 +36,6 @@ so that what waits here because of visitors never stops the reader."""
 
 _scratch: list[bytearray] = []
 """Buffers for one frame each; as many as senders were ever blocked at once."""
-
-
-class TurnLock:
-    """A lock that is handed on in the order of asking, so that streams take turns."""
-
-    def __init__(self) -> None:
-        self.held = False
-        self._waiting: deque[Waiter[None]] = deque()
-
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody waits for it."""
-        return bool(self._waiting)
-
-    def acquire(self) -> None:
-        """Blocks until it is this greenlet's turn."""
-        if not self.held:
-            self.held = True
-            return
-        waiter: Waiter[None] = Waiter()
-        self._waiting.append(waiter)
-        try:
-            waiter.get()
-        except BaseException:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
-            else:
-                self.release()
-            raise
-
-    def release(self) -> None:
-        """Hands the lock to whoever has waited longest."""
-        assert self.held
-        if self._waiting:
-            gevent.get_hub().loop.run_callback(self._waiting.popleft().switch, None)
-        else:
-            self.held = False
 
 
 class Writer:
@@ -107,6 +69,11 @@ class Writer:
         """Bytes that wait: control frames, and small DATA frames on their way."""
         return len(self._control)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether more than :data:`CONTROL_LIMIT` bytes of control frames wait."""
+        return len(self._control) > CONTROL_LIMIT
+
     def queue(self, frames: Buffer) -> None:
         """Queues whole control frames, to go with whatever is sent next. Never blocks."""
         self._control += frames
@@ -126,15 +93,20 @@ class Writer:
             self._flush_due = True
             self._loop.run_callback(self._flush)
 
-    def wait_drained(self) -> None:
-        """Blocks while more than :data:`CONTROL_LIMIT` bytes of control frames wait."""
-        while len(self._control) > CONTROL_LIMIT:
+    def wait_drained(self, patience: float | None = None) -> bool:
+        """Blocks while more than :data:`CONTROL_LIMIT` bytes of control frames wait.
+
+        False after ``patience`` seconds within which they did not leave.
+        """
+        while self.is_stuck:
             self._drained.clear()
-            self._drained.wait()
+            if not self._drained.wait(patience) and self.is_stuck:
+                return False
+        return True
 
     def wait_empty(self) -> None:
         """Blocks until all that is queued or half sent is with the kernel, or cannot be sent."""
-        self._lock.acquire()
+        self._wait_turn()
         self._drain()
 
     @property
@@ -161,7 +133,7 @@ class Writer:
         ``allow`` gets the bytes wanted when the turn has come, and answers and charges what
         the windows permit, or raises. Blocks for the turn and until the kernel has the frame.
         """
-        self._lock.acquire()
+        self._wait_turn()
         try:
             count = allow(min(len(payload), self._turn()))
             if count:
@@ -183,7 +155,7 @@ class Writer:
         Returns the bytes read: 0 at the end of the input, -1 if there was nothing. ``gate``
         says how many of the bytes may be passed on; it keeps the others and may raise.
         """
-        self._lock.acquire()
+        self._wait_turn()
         try:
             buffer = _scratch.pop()
         except IndexError:
@@ -216,6 +188,14 @@ class Writer:
                 self._lock.release()
             else:
                 self._release()
+
+    def _wait_turn(self) -> None:
+        """Blocks until it is this greenlet's turn."""
+        try:
+            self._lock.acquire()
+        except BaseException:
+            self.control()  # what was left to this sender's frame
+            raise
 
     def _turn(self) -> int:
         """Bytes of DATA for the turn that begins."""

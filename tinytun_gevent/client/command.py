@@ -13,6 +13,7 @@ import gevent
 
 from .. import garbage
 from ..errors import UsageError
+from ..lines import line_handler
 from .agent import Agent
 from .config import check_log_level, config_from_arguments
 from .ui import LogUi, TerminalUi, Ui
@@ -79,7 +80,7 @@ def stop_on_signals(agent: Agent, ui: Ui) -> None:
 def set_up_logging(level: str) -> None:
     """Plain lines with the time on standard error."""
     logging.raiseExceptions = False  # a closed standard error is no reason to complain
-    handler = logging.StreamHandler(sys.stderr)
+    handler = line_handler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger = logging.getLogger("tinytun_gevent")
     logger.handlers[:] = [handler]
@@ -99,5 +100,3 @@ def _is_terminal(stream: Any) -> bool:
         return stream is not None and bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
     except ValueError:
         return False
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -13,6 +14,11 @@ from gevent.server import StreamServer
 
 from tinytun_gevent.sockets import BareSocket
 from tinytun_gevent.workers import Workers
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 log = logging.getLogger("tinytun_gevent.server")
 
@@ -23,11 +29,25 @@ PAUSE: Final = 0.5
 """Seconds until it is tried again; whoever connects meanwhile waits in the kernel's backlog."""
 
 
+RESERVE: Final = 32
+"""Descriptors that visitors never get: a client that comes back needs one, so do the names' file and a
+reload. Of a process that may have only few it is an eighth."""
+
+
+def ceiling() -> int:
+    """The lowest descriptor, which is always the next one, that belongs to :data:`RESERVE`."""
+    if resource is None:
+        return sys.maxsize
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else int(soft - min(RESERVE, soft // 8))
+
+
 class Acceptor(StreamServer):
     """A ``StreamServer`` whose connections are served by :class:`Workers`, ``limit`` at once.
 
     While there are as many it accepts no more. When it runs out of descriptors it pauses, with
-    one line in the log instead of a stack trace at each try.
+    one line in the log instead of a stack trace at each try; an acceptor of visitors does so while there
+    are some left for what is more important.
     """
 
     def __init__(
@@ -41,12 +61,17 @@ class Acceptor(StreamServer):
     ) -> None:
         """``handle`` blocks until the connection is over; its socket is closed then. With ``raw`` that
         has none of gevent's methods and is non-blocking: what ``sockets.end_of`` wants, quicker made.
+        Visitors get such ones.
         """
         super().__init__(listener, handle=handle)
         self._serve_one = handle
         self._workers = workers
         self._limit = limit
         self._raw = raw
+        #: Where the reserve begins; a raw socket's number tells how many descriptors there are.
+        self._ceiling = ceiling() if raw else sys.maxsize
+        #: Whether that was reached: nothing is accepted until it has been found otherwise.
+        self._scarce = False
         self._starved = False
         #: Connections that are being served.
         self.connections = 0
@@ -66,19 +91,22 @@ class Acceptor(StreamServer):
             sock.close()
             was_full = self.full()
             self.connections -= 1
-            if was_full and self.started:
-                self.start_accepting()
+            if was_full:
+                self._look_again()
 
     def do_read(self) -> Any:
         """A socket and its address, or None if there is none now. Raises ``OSError``."""
+        if self._scarce:
+            self._pause(errno.EMFILE)
+            return None
         try:
             accepted = self._accept_raw() if self._raw else super().do_read()
         except OSError as error:
             if error.errno not in SCARCE:
                 raise
-            self._pause(error)
+            self._pause(error.errno or 0)
             return None
-        if accepted is not None:
+        if accepted is not None and not self._scarce:
             self._starved = False
         return accepted
 
@@ -88,15 +116,34 @@ class Acceptor(StreamServer):
             descriptor, address = listener._accept()
         except BlockingIOError:
             return None
+        self._scarce = descriptor >= self._ceiling  # this one is served, and no other
         sock = BareSocket(listener.family, listener.type, listener.proto, descriptor)
         sock.setblocking(False)
         return sock, address
 
-    def _pause(self, error: OSError) -> None:
+    def _pause(self, reason: int) -> None:
+        """Accepts nothing for :data:`PAUSE`, because of the error number ``reason``."""
         if not self._starved:
             self._starved = True
-            log.error("no connection can be accepted: %s", os.strerror(error.errno or 0))
+            log.error("no connection can be accepted: %s", os.strerror(reason))
         server: Any = self  # what follows is what StreamServer itself does after an error
         server.stop_accepting()
         server._timer = server.loop.timer(PAUSE)
-        server._timer.start(server._start_accepting_if_started)
+        server._timer.start(self._look_again)
+
+    def _look_again(self) -> None:
+        """Goes on, unless visitors still have all that they may."""
+        if self._scarce and self._next_descriptor() >= self._ceiling:
+            self._pause(errno.EMFILE)
+            return
+        self._scarce = False
+        server: Any = self
+        server._start_accepting_if_started()
+
+    def _next_descriptor(self) -> int:
+        try:
+            descriptor = os.dup(self.socket.fileno())
+        except OSError:
+            return sys.maxsize
+        os.close(descriptor)
+        return descriptor

@@ -15,18 +15,18 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import gevent
 from gevent import socket
 
 from ..background import run_in_hub
 from ..errors import TunnelError
 from ..registry import Record, Registry
-from ..sockets import BareSocket
 from .accepting import Acceptor
 from .addresses import bracketed, listen_all, plain
 from .config import ServerConfig, server_url
 from .core import ServerCore
 from .edge import Edge
-from .handover import Moved, Predecessor, Successor
+from .handover import Predecessor, Successor
 from .leases import Leases
 from .listener import Listener
 from .metadata import MetadataApp
@@ -65,6 +65,7 @@ class Serving:
         listener, edge, tcp = Listener(core), Edge(core), TcpFront(core)
         core.fronts = [listener, edge, tcp]
         self._listener, self._edge, self._tcp = listener, edge, tcp
+        self._following: gevent.Greenlet[[Predecessor], None] | None = None
         self._leases = Leases(core.registry, core.storage, listener.release)
         self._metadata = _metadata_host(MetadataApp(core.registry, self.config))
         handlers: list[Handler] = [
@@ -95,12 +96,14 @@ class Serving:
 
     # -- from one process to the next -----------------------------------------
 
-    def welcome(self, sock: BareSocket, moved: Moved) -> None:
-        """Goes on with a visitor of the process before; never blocks."""
-        if moved.port is None:
-            self.core.workers.spawn(self._edge.go_on, sock, moved)
-        else:
-            self.core.workers.spawn(self._tcp.go_on, sock, moved)
+    def follow(self, predecessor: Predecessor) -> None:
+        """Goes on with the visitors of the process before, for as long as it passes any on; never blocks."""
+        self._following = gevent.spawn(self._welcome, predecessor)
+
+    def _welcome(self, predecessor: Predecessor) -> None:
+        for sock, moved in predecessor.visitors():
+            front = self._edge if moved.port is None else self._tcp
+            self.core.workers.spawn(front.go_on, sock, moved)
 
     def pause(self) -> tuple[list[Record], dict[int, int]]:
         """Stops accepting; see `handover.Old`."""
@@ -133,6 +136,8 @@ class Serving:
         self._leases.freeze()
         ended = self.core.drain(deadline)
         if self.core.successor is not None:  # those that are moving count as nothing that runs
+            if self._following is not None:
+                self._following.join(max(0.0, deadline - time.monotonic()))
             self._edge.wait_gone(deadline - time.monotonic())
         self.core.workers.join(LAST_WORDS)
         self.core.workers.kill()

@@ -112,6 +112,13 @@ class ServerConfig:
     )
     head_fields: int = _count("HEAD_FIELDS", "100", "most fields in a request head", high=10_000)
     head_timeout: float = _seconds("HEAD_TIMEOUT", "10", "seconds for a whole request head (408 after it)")
+    min_body_rate: int = _count(
+        "MIN_BODY_RATE",
+        "240",
+        "bytes a second of a request's body at least (408 after 20 s below it), and of an answer that the "
+        "visitor is to take (cut off after 300 s); 0: no limit",
+        low=0,
+    )
     answer_head_bytes: int = _count(
         "ANSWER_HEAD_BYTES",
         "65536",

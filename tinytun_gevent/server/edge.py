@@ -20,11 +20,12 @@ from tinytun_gevent.errors import (
 )
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.relay import SocketSink, pump
-from tinytun_gevent.server import proxied
+from tinytun_gevent.server import pace, proxied
 from tinytun_gevent.server.addresses import plain
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.forwarder import Forwarder
 from tinytun_gevent.server.handover import Moved
+from tinytun_gevent.server.pace import Pace
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.routing import find_route
 from tinytun_gevent.server.sending import failure_of
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 READ_SIZE: Final = 32 * 1024
 """Bytes read at once while a request head is awaited."""
+
+ONE_WAY: Final = 10.0
+"""Seconds for the answer to an upgrade whose visitor has half-closed, and cannot use what he asked for:
+he has left, or wants to see it refused."""
 
 LINGER: Final = 2.0
 """Seconds after our half-close for the visitor to read the answer and close (RFC 9112 §9.6)."""
@@ -99,8 +104,10 @@ class Visitor:
         "_head_patience",
         "_head_since",
         "_moved",
+        "_sending",
         "_served",
         "_since",
+        "_taking",
         "_waiting",
         "client",
         "exchange",
@@ -141,6 +148,9 @@ class Visitor:
         self._served = moved is not None and not moved.fresh
         #: Bytes that an upgraded connection had carried when it was last looked at.
         self._moved = 0
+        #: How patient we still are with his body under way, and with him as a reader.
+        self._sending: Pace | None = None
+        self._taking: Pace | None = None
 
     @property
     def draining(self) -> bool:
@@ -166,6 +176,8 @@ class Visitor:
         """Serves requests until either side ends the connection; closes the socket."""
         head: bytes | None = b""
         try:
+            if self._core.successor is not None:  # accepted in the very moment of the handover
+                raise Interrupted
             self._take_proxy_header()
             while (head := self._read_head()) is not None:
                 self._wait_exchange()
@@ -272,11 +284,15 @@ class Visitor:
 
     def _withdraw(self, exchange: Exchange, head: bytes) -> bool:
         """Moves with a request that found no session here, of which nothing has been sent."""
-        if self._core.successor is None or exchange.stream is not None or not exchange.withdraw():
+        if self._core.successor is None or exchange.stream is not None or exchange.over:
             return False
         self.exchange = None
+        if not self._move(head):
+            self.exchange = exchange
+            return False
+        exchange.over = True
         self._core.end()
-        return self._move(head)
+        return True
 
     def _continue_upgraded(self, exchange: Exchange) -> None:
         """After the service's 101 the connection is opaque; before it, it is not."""
@@ -302,7 +318,7 @@ class Visitor:
         """The exchange has ended; the next one may begin, or the connection ends."""
         self._core.observe(exchange)
         self._core.end()
-        self.exchange = None
+        self.exchange = self._sending = None
         self._served = True
         self.sink.part()
         self._since = time.monotonic()
@@ -386,7 +402,9 @@ class Visitor:
     def tick(self, now: float) -> None:
         """Ends what takes too long."""
         config, exchange = self._core.config, self.exchange
-        if exchange is not None:
+        if self._takes_too_little(now):
+            self._lost()
+        elif exchange is not None:
             try:
                 self._end.check()  # nobody may be reading, so nothing else would tell of a reset
             except OSError:
@@ -409,10 +427,42 @@ class Visitor:
         if exchange.started or stream is None:
             return
         waited = now - exchange.waiting_since
+        theirs = exchange.request_sent or exchange.awaits_continue  # the service's turn
         if not stream.accepted and waited > self._core.config.stream_timeout:
             exchange.fail(Failure(504, "The tunnel's client did not accept the connection in time."))
-        elif exchange.request_sent and waited > self._core.config.answer_timeout:
+        elif theirs and waited > self._core.config.answer_timeout:
             exchange.fail(Failure(504, "The local service did not answer in time."))
+        elif exchange.request_sent:
+            if exchange.request.upgrade and waited > ONE_WAY and sockets.half_closed(self._end.sock):
+                exchange.abandon()
+        elif not theirs and self._sends_too_little(exchange, now):
+            exchange.fail(Failure(408, "Your request's body came too slowly."))
+
+    def _sends_too_little(self, exchange: Exchange, now: float) -> bool:
+        """Whether patience with a request's body is over."""
+        rate = self._core.config.min_body_rate
+        if not rate:
+            return False
+        if self._sending is None:
+            self._sending = Pace(rate, pace.SENDING_GRACE, now, exchange.body_bytes)
+        return self._sending.look(now, exchange.body_bytes, self._end.awaited)
+
+    def _takes_too_little(self, now: float) -> bool:
+        """Whether patience is over with a visitor for whom bytes wait here.
+
+        His kernel tells what he has taken: ours takes megabytes at a time. Once upgraded, he may do as
+        he likes.
+        """
+        rate, exchange = self._core.config.min_body_rate, self.exchange
+        if self.sink.idle or self.sink.done or not rate or (exchange is not None and exchange.upgraded):
+            self._taking = None
+            return False
+        count = sockets.acknowledged(self._end.sock)
+        if count is None:
+            return False
+        if self._taking is None:
+            self._taking = Pace(rate, pace.TAKING_GRACE, now, count)
+        return self._taking.look(now, count, True)
 
     def _check_upgraded(self, exchange: Exchange, now: float) -> None:
         stream, limit = exchange.stream, self._core.config.tunnel_idle_timeout

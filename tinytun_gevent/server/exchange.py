@@ -46,6 +46,7 @@ class Exchange:
         "_framed",
         "_interim",
         "_partial",
+        "body_bytes",
         "close",
         "failure",
         "losses",
@@ -82,6 +83,8 @@ class Exchange:
         self.losses = 0
         #: Whether the whole request has been sent, so far as there is a body to wait for.
         self.request_sent = not request.length
+        #: Bytes of its body that were read from the visitor since the first ones.
+        self.body_bytes = 0
         #: Whether a greenlet is still sending on the stream, whose end an early answer overtakes.
         self.sending = False
         #: Whether the visitor has got any byte of a final answer.
@@ -304,6 +307,11 @@ class Exchange:
         """Whether nothing of an answer has come yet, so that another try is possible."""
         return not self.started and not self._interim and not self._partial and self._body is None
 
+    @property
+    def awaits_continue(self) -> bool:
+        """Whether the visitor may be waiting for the service's 100 with his body."""
+        return self.request.expect_continue and not self._interim and not self.body_bytes
+
     def fail(self, failure: Failure) -> None:
         """Answers for the service, if no answer has begun; otherwise cuts the visitor off."""
         if self.started:
@@ -322,10 +330,6 @@ class Exchange:
     @property
     def _is_head(self) -> bool:
         return self.request.method == b"HEAD"
-
-    def withdraw(self) -> bool:
-        """Takes the request back, of which nothing was sent; False if it is over already."""
-        return not self.started and self._claim_end()
 
     def abandon(self) -> None:
         """The visitor has left: the service need not go on."""

@@ -132,11 +132,23 @@ class Forwarder:
         request = exchange.request
         retriable = request.method in http1.IDEMPOTENT and 0 <= request.length <= len(self._buffer)
         stream = self._pool.acquire(reuse=request.minor == 1 and not fresh, retriable=retriable, first=first)
-        if exchange.over:
+        if exchange.over or self._has_left(exchange):
             self._pool.release(stream)
             raise SessionClosedError("the visitor has left")
         exchange.attach(stream, pooled=stream.received > 0)
         return stream
+
+    def _has_left(self, exchange: Exchange) -> bool:
+        """Whether the visitor has reset his connection: the next one gets the stream in his place.
+
+        Otherwise each of those who abort in a storm would cost a stream and a connection to the service.
+        """
+        try:
+            self._source.check()
+        except OSError:
+            exchange.abandon()
+            return True
+        return False
 
     def _connect(self, exchange: Exchange, peer: Peer) -> Upstream:
         """A connection to a peer. Blocks; one that cannot be reached is not believed any longer."""

@@ -6,6 +6,7 @@ The new worker asks the old one, on a Unix socket in the server's own directory:
      │ ── wants ──────────────► │   stops accepting
      │ ◄── names, ports ─────── │
      │ ── serves ─────────────► │   says GOAWAY to its clients, who come to the new one
+     │ ◄── goes ─────────────── │
      │ ◄── visitors ─────────── │   each when his exchange is over
 
 If the new one is gone before it serves, the old one goes on as if nothing had been. (Sharing the ports
@@ -70,7 +71,7 @@ class Old(Protocol):
         """Accepts again: the successor did not come up."""
 
     def hand_over(self, successor: Successor) -> None:
-        """Ends serving, and lets the successor have what may change hands."""
+        """Ends serving, and lets the successor have what may change hands, soon."""
 
 
 class Successor:
@@ -107,8 +108,13 @@ class Predecessor:
         self.ports = ports
 
     def confirm(self) -> None:
-        """Tells it that this worker serves. Blocks; raises ``OSError``."""
+        """Tells it that this worker serves, and waits until it has heard. Raises ``OSError``.
+
+        The master may tell it to stop from then on: before, it would send its visitors away.
+        """
         self._channel.send({"serves": VERSION})
+        if _word(self._channel, "goes") != VERSION:
+            raise OSError("it did not agree")
         self._channel.keep_waiting()
 
     def visitors(self) -> Iterator[tuple[Any, Moved]]:
@@ -225,7 +231,8 @@ class Handover:
             if not serves:
                 self._old.resume()
         if serves:
-            self._old.hand_over(Successor(channel))
+            self._old.hand_over(Successor(channel))  # switches no greenlets: no visitor overtakes this
+            channel.send({"goes": VERSION})
         return serves
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import importlib
+import logging
 import os
 import select
 import signal
@@ -24,6 +25,7 @@ from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
 from ..errors import UsageError
+from ..lines import line_handler
 from .addresses import listen_all
 from .config import ServerConfig
 from .logs import DATE_FORMAT, FORMAT
@@ -284,3 +286,14 @@ class CalmLogger(Logger):  # type: ignore[misc]
 
     def info(self, msg: object, *args: object, **kwargs: Any) -> None:
         self.debug(msg, *args, **kwargs)
+
+    def _set_handler(self, log: logging.Logger, output: str | None, fmt: Any, stream: Any = None) -> None:
+        """What gunicorn would write to standard error itself."""
+        super()._set_handler(log, output, fmt, stream)
+        plain = self._get_gunicorn_handler(log)
+        if output == "-" and plain is not None:
+            log.removeHandler(plain)
+            handler: Any = line_handler(stream)
+            handler.setFormatter(fmt)
+            handler._gunicorn = True  # so that a reload replaces it
+            log.addHandler(handler)

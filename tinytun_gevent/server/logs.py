@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from ..lines import line_handler
+
 FORMAT: Final = "%(asctime)s %(levelname)-7s %(message)s"
 DATE_FORMAT: Final = "%Y-%m-%d %H:%M:%S%z"
 
@@ -21,7 +23,7 @@ LEVELS: Final = {
 
 def configure(level: str) -> None:
     """Sends the package's log lines at ``level`` and above to standard error."""
-    handler = logging.StreamHandler()
+    handler = line_handler(None)
     handler.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
     logger = logging.getLogger("tinytun_gevent")
     logger.handlers = [handler]

@@ -33,7 +33,7 @@ def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End,
     try:
         stream.sendall(first)
         while not body.done and not exchange.over:
-            _send_more(stream, source, body, buffer)
+            exchange.body_bytes += _send_more(stream, source, body, buffer)
             exchange.request_sent = body.done
         exchange.waiting_since = time.monotonic()
     except SessionError:
@@ -56,8 +56,8 @@ def send_whole(exchange: Exchange, stream: Upstream, request: bytes) -> None:
     exchange.sent_on(stream)
 
 
-def _send_more(stream: Upstream, source: End, body: LengthBody | ChunkedBody, buffer: bytearray) -> None:
-    """Moves what the visitor has sent of the body's next part; blocks until there is some."""
+def _send_more(stream: Upstream, source: End, body: LengthBody | ChunkedBody, buffer: bytearray) -> int:
+    """Moves what the visitor has sent of the body's next part, how many bytes; blocks until there is some."""
     limit = body.left if isinstance(body, LengthBody) else 0
 
     def gate(view: memoryview) -> int:
@@ -66,8 +66,10 @@ def _send_more(stream: Upstream, source: End, body: LengthBody | ChunkedBody, bu
             buffer.extend(view[used:])
         return used
 
-    if not stream.send_from(source, limit, gate):
+    moved = stream.send_from(source, limit, gate)
+    if not moved:
         raise OSError("the visitor left in the middle of his request")
+    return moved
 
 
 def failure_of(error: SessionError) -> Failure:

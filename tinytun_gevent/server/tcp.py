@@ -178,6 +178,7 @@ class TcpVisitors:
         try:
             sockets.tune(end.sock)
             while True:
+                end.check()  # whoever has left meanwhile gets no stream
                 stream = self._core.pool_of(tunnel).acquire(visitor=name, first=refused)
                 refused = self.carry(stream, end, early)
                 if not refused:

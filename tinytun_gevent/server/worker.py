@@ -84,11 +84,7 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         except OSError as error:
             log.warning("the previous worker ended before it could hand over its visitors: %s", error)
             return
-        gevent.spawn(self._welcome_visitors, predecessor)
-
-    def _welcome_visitors(self, predecessor: Predecessor) -> None:
-        for sock, moved in predecessor.visitors():
-            self._serving.welcome(sock, moved)
+        self._serving.follow(predecessor)
 
     def _offer(self) -> None:
         """Lets the worker of the next reload take over."""

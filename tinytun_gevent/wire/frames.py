@@ -44,6 +44,10 @@ class FrameHandler(Protocol):
         """A whole frame, its header included; padded DATA comes this way too."""
 
 
+    def unknown_frame(self) -> None:
+        """A frame of a type that nobody knows begins; it is skipped."""
+
+
 class FrameSplitter:
     """State between two reads: at most one incomplete control frame, or a count of DATA."""
 
@@ -97,6 +101,7 @@ class FrameSplitter:
         if length > (self._max_frame if kind == DATA else CONTROL_FRAME_MAX):
             raise FrameTooLongError(f"frame of type {kind} and {length} bytes")
         if kind > KNOWN_TYPES and not self._in_headers:
+            self._handler.unknown_frame()
             self._skip_left = length
             return position + FRAME_HEAD
         whole = FRAME_HEAD + length

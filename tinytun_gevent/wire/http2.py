@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable
 from typing import Any, Final
 
 from h2.config import H2Configuration
@@ -20,9 +19,9 @@ from h2.events import ConnectionTerminated, Event
 from h2.exceptions import StreamClosedError, StreamIDTooLowError
 from h2.settings import SettingCodes, Settings
 from h2.stream import H2Stream, StreamClosedBy, StreamState
-from hpack.hpack import Decoder
-from hpack.struct import HeaderTuple
 from hyperframe.frame import GoAwayFrame, RstStreamFrame, SettingsFrame
+
+from tinytun_gevent.wire.decoder import RequestDecoder, StrictDecoder
 
 Field = tuple[bytes, bytes]
 
@@ -31,15 +30,20 @@ HEADERS: Final = 1
 RST_STREAM: Final = 3
 SETTINGS: Final = 4
 PUSH_PROMISE: Final = 5
+PING: Final = 6
 WINDOW_UPDATE: Final = 8
 CONTINUATION: Final = 9
 
+ACK: Final = 0x1
 END_STREAM: Final = 0x1
 END_HEADERS: Final = 0x4
 PADDED: Final = 0x8
 
 FRAME_HEAD: Final = 9
 """Bytes of a frame header (RFC 9113 §4.1)."""
+
+SETTING: Final = 6
+"""Bytes of one setting (§6.5.1)."""
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_WINDOW: Final = 2**31 - 1
@@ -143,18 +147,6 @@ def is_response(block: bytes) -> bool:
     return block == _RESPONSE_BLOCK
 
 
-class _AuthorityDecoder(Decoder):
-    """Adds the ``:authority`` that the original's server never sends and h2 insists on."""
-
-    def decode(self, data: bytes, raw: bool = False) -> Iterable[Any]:
-        fields = list(super().decode(data, raw=raw))
-        names = {bytes(field[0]) if isinstance(field[0], bytes) else field[0] for field in fields}
-        if b":method" in names and not names & {b":authority", b"host"}:
-            pseudo = sum(1 for name, _ in fields if name.startswith(b":"))
-            fields.insert(pseudo, HeaderTuple(b":authority", b"tunnel"))
-        return fields
-
-
 class Connection(H2Connection):
     """h2's connection with its costs and surprises for this use taken out.
 
@@ -191,8 +183,8 @@ class Connection(H2Connection):
         }
         self.local_settings = Settings(client=opener, initial_values=values)
         self.max_inbound_frame_size = max_frame
-        if not opener:
-            self.decoder = _AuthorityDecoder()
+        self.decoder = StrictDecoder() if opener else RequestDecoder()
+        self._resets_made = 0
         self.decoder.max_header_list_size = 16384
 
     @property
@@ -255,13 +247,34 @@ class Connection(H2Connection):
         stream = self.streams.pop(stream_id, None)
         self._closed_streams[stream_id] = (stream.closed_by if stream else None) or closed_by
 
+    def is_over(self, stream_id: int) -> bool:
+        """Whether there was a stream of this number and it is closed; call it for one that is not open."""
+        opens = self.config.client_side
+        highest = self.highest_outbound_stream_id if opens else self.highest_inbound_stream_id
+        return bool(stream_id & 1) and stream_id <= highest
+
     def was_reset_by_us(self, stream_id: int) -> bool:
-        """Whether frames for this stream are stragglers that §5.1 says to ignore."""
-        return self._stream_closed_by(stream_id) is StreamClosedBy.SEND_RST_STREAM
+        """Whether frames for this stream are stragglers that §5.1 says to ignore.
+
+        So are those for one that is over and of which nobody knows any more how it ended.
+        """
+        closed_by = self._stream_closed_by(stream_id)
+        if closed_by is None:
+            return stream_id not in self.streams and self.is_over(stream_id)
+        return closed_by is StreamClosedBy.SEND_RST_STREAM
+
+    def take_resets(self) -> int:
+        """How many RST_STREAM frames h2 has made since the last call."""
+        made, self._resets_made = self._resets_made, 0
+        return made
 
     def take_output(self) -> bytes:
         """The control frames that h2 wants sent, once."""
         return self.data_to_send()
+
+    def _prepare_for_sending(self, frames: list[Any]) -> None:
+        self._resets_made += sum(1 for frame in frames if isinstance(frame, RstStreamFrame))
+        super()._prepare_for_sending(frames)
 
     def _receive_frame(self, frame: Any) -> list[Event]:
         try:

@@ -1,0 +1,50 @@
+"""A process for a peer to attack, whose memory can be watched: a server, or a client with two tunnels.
+
+``victim.py server`` prints its connection and proxy port; ``victim.py client EVIL GOOD TARGET`` opens a
+tunnel to TARGET through each of the two servers, and says so. Both log warnings to standard error and run
+until standard input ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from tinytun_gevent import Tunnel, TunnelServer
+from tinytun_gevent.client import backoff
+
+QUICK = 0.02
+"""Seconds before a lost client comes back: a test has many sessions to lose."""
+
+
+def serve() -> None:
+    with TunnelServer(
+        bind="127.0.0.1",
+        base_domains="localhost",
+        connection_port=0,
+        proxy_port=0,
+        tcp_proxy_port=0,
+        metadata_port=0,
+    ) as server:
+        print(server.connection_port, server.proxy_port, flush=True)
+        sys.stdin.read()
+
+
+def visit(evil: str, good: str, target: str) -> None:
+    backoff.FIRST = QUICK
+    bad = Tunnel(target, server=evil, proxy="", sessions=1)
+    fine = Tunnel(target, server=good, proxy="", subdomain="good")
+    bad.open()
+    fine.open()
+    print("open", flush=True)
+    sys.stdin.read()
+    bad.close(grace=0)
+    fine.close(grace=0)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    if sys.argv[1] == "server":
+        serve()
+    else:
+        visit(*sys.argv[2:])
