@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import death, framing, silence, stop, upgrade, visitors
+from . import death, framing, malice, silence, stop, upgrade, visitors
 from .base import Case
 
-GROUPS = (death.group, upgrade.group, stop.group, silence.group, visitors.group, framing.group)
+GROUPS = (death.group, upgrade.group, stop.group, silence.group, malice.group, visitors.group, framing.group)
 CASES: Sequence[Case] = tuple(case for group in GROUPS for case in group.cases)
 
 __all__ = ["CASES", "GROUPS", "Case"]

@@ -54,7 +54,8 @@ class Recorder:
         self._payload = None
 
     def unknown_frame(self) -> None:
-        """It is skipped."""
+        assert self._payload is None
+        self.calls.append(("unknown",))
 
     def control_frame(self, frame: memoryview, kind: int, flags: int, stream_id: int) -> None:
         assert self._payload is None
@@ -100,6 +101,8 @@ def _reference(data: bytes, broken: bool) -> list[tuple[object, ...]]:
             calls.append(("control", data[at : at + 9 + size]))
             if kind in (1, 5, 9):
                 in_block = not flags & 4
+        elif kind > 9 and not in_block:
+            calls.append(("unknown",))
         at += 9 + size
     assert not broken, "a frame was refused that is not too long"
     return calls

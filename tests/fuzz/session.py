@@ -155,12 +155,11 @@ def _run(choice: int, data: bytes, cut: Callable[[bytes], list[bytes]]) -> tuple
 
     opener = bool(choice & OPENER)
     made = Session(ours, opener=opener, max_streams=0 if opener else MAX_STREAMS, on_stream=on_stream)
-    pings = getattr(made, "keep_alive", made)  # wherever a session has them
-    pings.probes = 0
+    made.keep_alive.probes = 0
     try:
         made.conn.initiate_connection()
         made.writer.queue(made.conn.take_output())
-        pings.ping()
+        made.keep_alive.ping()
         if choice & GREETED:
             _receive(made, [(b"" if opener else http2.PREFACE) + _SETTINGS])
         if opener and choice & GREETED and choice & OPEN:
