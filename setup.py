@@ -15,6 +15,7 @@ assert VERSION is not None
 
 TEST = [
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "psutil>=5.9",
     "redis>=5",
