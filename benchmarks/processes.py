@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -131,7 +131,10 @@ class Process:
     It is in a session of its own, so that Ctrl-C reaches us only and we end it in order.
     """
 
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, variables: Mapping[str, str] | None = None
+    ) -> None:
+        """``variables`` are added to the environment, see `clean_environment`."""
         self.name = name
         self.log = log
         with log.open("wb") as output:
@@ -140,7 +143,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=clean_environment(),
+                env={**clean_environment(), **(variables or {})},
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
@@ -159,6 +162,10 @@ class Process:
                 return found
             self._check_patience(over, deadline, "did not say what was expected")
             time.sleep(POLL)
+
+    def said(self, pattern: str) -> int:
+        """How many lines of the output match ``pattern`` so far."""
+        return len(re.findall(pattern, self.log.read_text(errors="replace"), re.MULTILINE))
 
     def expect_port(self, port: int, timeout: float = 15.0) -> None:
         """Blocks until something accepts on loopback at ``port``; BenchmarkError if nothing does."""
@@ -199,10 +206,13 @@ class Workspace:
         self._running: list[Process] = []
         self._count = 0
 
-    def start(self, name: str, command: Sequence[str]) -> Process:
-        """Starts a program; it runs until `stop`, or until the workspace is left."""
+    def start(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> Process:
+        """Starts a program; it runs until `stop`, or until the workspace is left.
+
+        ``variables`` are added to its environment.
+        """
         self._count += 1
-        process = Process(name, command, self.folder / f"{self._count:03}-{name}.log")
+        process = Process(name, command, self.folder / f"{self._count:03}-{name}.log", variables)
         self._running.append(process)
         return process
 

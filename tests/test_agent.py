@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import socket as native
@@ -13,6 +14,7 @@ from typing import Any
 import gevent
 import gevent.event
 import gevent.queue
+import greenlet
 import pytest
 from fake_server import (
     DEADLINE,
@@ -604,6 +606,28 @@ def test_bytes_pass_both_ways_and_half_close_travels(server: FakeServer) -> None
         assert collector.error is None
         assert agent.counters.total == 1
         assert agent.counters.bytes_in == agent.counters.bytes_out == len(payload)
+
+
+def alive() -> int:
+    """Greenlets of all kinds that have begun and not ended."""
+    gc.collect()
+    return sum(isinstance(item, greenlet.greenlet) and bool(item) for item in gc.get_objects())
+
+
+def test_visitors_one_after_the_other_leave_no_greenlets_behind(server: FakeServer) -> None:
+    counts = []
+    with local_service(echo) as target, running(server, target, kind="tcp") as (agent, _):
+        agent.wait_connected(DEADLINE)
+        for number in range(10):
+            stream, collector = visit(server)
+            stream.sendall(b"hello")
+            stream.shutdown()
+            assert collector.whole() == b"hello"
+            while agent.counters.visitors:
+                gevent.sleep(0)
+            assert agent.counters.total == number + 1
+            counts.append(alive())
+    assert max(counts[2:]) <= counts[1], counts
 
 
 def test_data_that_arrives_before_the_service_is_connected_is_kept(

@@ -31,6 +31,7 @@ from helpers import (
 from hpack.hpack import Decoder
 from hyperframe.frame import (
     DataFrame,
+    Frame,
     GoAwayFrame,
     HeadersFrame,
     PingFrame,
@@ -1224,3 +1225,24 @@ def _stall() -> None:
         wait_until(lambda: not any(end.keep_alive.liveness.awaited for end in (pair.opener, pair.acceptor)))
         assert not pair.opener.closed.is_set()
         assert not pair.acceptor.closed.is_set()
+
+
+@pytest.mark.parametrize(
+    ("frames", "told"),
+    [
+        ([headers_frame(1, b"\xff\xff\xff")], "a header block cannot be decoded"),
+        # h2's text has the line end in it
+        ([headers_frame(1, ORIGINAL_REQUEST + b"\x00\x01\n\x01v")], "Illegal character '?'"),
+        ([headers_frame(1), data_frame(5, b"x")], "NoSuchStreamError on stream 5"),
+    ],
+)
+def test_what_is_told_of_a_broken_frame_is_one_line_without_addresses(frames: list[Frame], told: str) -> None:
+    with raw_peer(opener=False) as (session, peer, _):
+        peer.send(*frames)
+        with deadline():
+            goaway = peer.wait_goaway()
+        wait_until(session.closed.is_set)
+        for text in (goaway.additional_data.decode(), str(session.error)):
+            assert told in text
+            assert text.isprintable()
+            assert " 0x" not in text

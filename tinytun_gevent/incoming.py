@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import gevent
 from gevent.hub import Hub
 from h2.exceptions import FlowControlError, ProtocolError
+from hpack.exceptions import HPACKError
 
 from tinytun_gevent import guard, sockets
 from tinytun_gevent.control import Control
@@ -57,6 +58,16 @@ def _receive_buffer() -> memoryview:
     if hub not in _buffers:
         _buffers[hub] = memoryview(bytearray(RECEIVE_BUFFER))
     return _buffers[hub]
+
+
+def _reason(error: Exception) -> str:
+    """What the peer and the log are told: one line, without an object of ours and its address."""
+    if isinstance(error.__cause__, HPACKError):
+        return "a header block cannot be decoded"
+    text = str(error)[:REASON]
+    if text.isdecimal():  # h2 says no more than the stream's number
+        return f"{type(error).__name__} on stream {text}"
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 class Incoming:
@@ -116,7 +127,7 @@ class Incoming:
         else:
             code = int(getattr(error, "error_code", 1))
         if not isinstance(error, PeerProtocolError):
-            error = PeerProtocolError(f"the peer broke HTTP/2: {str(error)[:REASON]}", code)
+            error = PeerProtocolError(f"the peer broke HTTP/2: {_reason(error)}", code)
         if not self._session.closing:
             log.warning("ended the session with %s, code %d: %s", self._session.peer, error.code, error)
         self._session.close(error, error.code)
@@ -161,9 +172,9 @@ class Incoming:
             return
         self._current = stream
         if length:
+            self._session.backlog += length
             if not stream.receive_window.receive(length):
                 raise FlowControlError(f"{length} bytes of DATA beyond the window of stream {stream_id}")
-            self._session.backlog += length
         elif not flags & http2.END_STREAM:
             self._empty_data()
 

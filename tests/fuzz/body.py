@@ -1,0 +1,97 @@
+"""Bodies: where they end. The first byte chooses the kind, the rest are its bytes and what follows."""
+
+from __future__ import annotations
+
+import framing_corpus
+
+from tinytun_gevent.errors import MessageError
+from tinytun_gevent.wire import body
+from tinytun_gevent.wire.fields import CHUNKED
+from tinytun_gevent.wire.response import UNTIL_CLOSE
+
+from . import reference
+from .splitting import outcome, pieces
+
+CODE = (body,)
+_STRICT, _LENIENT = b"\0", b"\1"
+SEEDS = (
+    *(kind + data.partition(b"\r\n\r\n")[2]
+      for kind, cases in (
+          (_STRICT, (*framing_corpus.VALID_REQUESTS, *framing_corpus.INVALID_REQUESTS)),
+          (_LENIENT, [(case[0], case[2]) for case in
+                      (*framing_corpus.VALID_RESPONSES, *framing_corpus.INVALID_RESPONSES)]),
+      )
+      for _, data, *_ in cases
+      if b"chunked" in data.lower() and len(data) < 1024),
+    b"\2" + b"x" * 70,
+    b"\3" + b"x" * 9,
+)  # fmt: skip
+TOKENS = (
+    *(
+        b"\r\n",
+        b"0\r\n\r\n",
+        b"5\r\nhello\r\n",
+        b"1\r\nx\r\n",
+        b";a",
+        b';a="b"',
+        b'"',
+        b"\\",
+        b'="\\\n"',
+        b'="\\\r"',
+        b" ",
+        b"\t",
+        b"\0",
+        b"\n",
+    ),
+    *(
+        b"Host: x\r\n",
+        b"Trailer: x\r\n",
+        b"X: y\r\n",
+        b"Content_Length: 3\r\n",
+        b"0" * 15,
+        b"f" * 16,
+        b"00000000000000001",
+    ),
+    *(b"10\r\n", b"0;a=b\r\n", b"\r", b"=", b"\xff", b"7fffffffffffffff", b"80000000"),
+)
+
+
+def _fresh(kind: int) -> body.Body:
+    return body.body_of((CHUNKED, CHUNKED, 64, UNTIL_CLOSE)[kind], response=kind in (1, 3))
+
+
+def _feed(made: body.Body, parts: list[bytes]) -> tuple[int, str]:
+    """How many bytes were taken, and the error that ended it."""
+    taken = 0
+    for part in parts:
+        count, error = outcome(lambda part=part: made.feed(memoryview(part)), MessageError)  # type: ignore[misc]
+        if count is None:
+            return taken, error
+        assert 0 <= count <= len(part)
+        assert count == len(part) or made.done, "bytes were left though the body goes on"
+        taken += count
+        if made.done:
+            assert made.feed(b"more") == 0
+            break
+    return taken, ""
+
+
+def one(data: bytes) -> None:
+    kind, data = (data[0] & 3, data[1:]) if data else (0, b"")
+    whole, split = _fresh(kind), _fresh(kind)
+    taken, error = _feed(whole, [data])
+    in_pieces, wrong = _feed(split, list(pieces(data)))
+    assert error.split()[:2] == wrong.split()[:2], f"{error!r} whole, {wrong!r} in pieces"
+    if error:
+        assert kind < 2
+        assert error.split()[1] == ("502" if kind else "400")
+        assert in_pieces < len(data)
+        return
+    assert (taken, whole.done) == (in_pieces, split.done)
+    ended, _ = outcome(whole.eof, MessageError), None
+    assert bool(ended[1]) == (not split.done and kind != 3)
+    if kind < 2:
+        end = reference.chunked_end(data, lenient=kind == 1)
+        assert end == (taken if split.done else -1)
+    elif kind == 2:
+        assert taken == min(64, len(data))

@@ -1,0 +1,77 @@
+"""HTTP/1 read by rules of its own (RFC 9112), strictly: no code of the parsers under test is used here."""
+
+from __future__ import annotations
+
+import re
+
+TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+REQUEST_LINE = re.compile(
+    rb"(%b) (/[\x21\x22\x24-\x7e]*|\*|[Hh][Tt][Tt][Pp][Ss]?://[\x21\x22\x24-\x7e]+) HTTP/1\.([01])" % TOKEN
+)
+STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+FIELD_LINE = re.compile(rb"(%b):([\t\x20-\x7e\x80-\xff]*)" % TOKEN)
+HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::[0-9]*)?")
+CHUNK_LINE = re.compile(
+    rb"([0-9A-Fa-f]{1,16})((?:[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|\"(?:[^\"\\\r\n]|\\.)*\"))?)*)([ \t]*)\r\n"
+    % (TOKEN, TOKEN)
+)
+
+Fields = list[tuple[bytes, bytes]]
+
+
+def head(data: bytes, first: re.Pattern[bytes]) -> tuple[re.Match[bytes], Fields]:
+    """First line and fields (names in lower case) of exactly one head; AssertionError if it is none."""
+    assert data.endswith(b"\r\n\r\n"), "no empty line at the end"
+    lines = data[:-4].split(b"\r\n")
+    start = first.fullmatch(lines[0])
+    assert start, f"first line {lines[0]!r}"
+    fields = []
+    for line in lines[1:]:
+        match = FIELD_LINE.fullmatch(line)
+        assert match, f"field line {line!r}"
+        fields.append((match[1].lower(), match[2].strip(b" \t")))
+    return start, fields
+
+
+def values(fields: Fields, name: bytes) -> list[bytes]:
+    return [value for key, value in fields if key == name]
+
+
+def framing(fields: Fields) -> int | None:
+    """Octets of the body, -1 for chunks, None where no field says; AssertionError for a contradiction."""
+    lengths, codings = values(fields, b"content-length"), values(fields, b"transfer-encoding")
+    assert len(lengths) + len(codings) <= 1, f"{lengths} and {codings}"
+    if codings:
+        assert codings[0].lower() == b"chunked", codings
+        return -1
+    if lengths:
+        assert re.fullmatch(rb"[0-9]{1,19}", lengths[0]), lengths
+        return int(lengths[0])
+    return None
+
+
+def chunked_end(data: bytes, lenient: bool) -> int:
+    """Where the chunked body at the start of ``data`` ends; -1 if it is cut short, AssertionError if none."""
+    at = 0
+    while True:
+        line = CHUNK_LINE.match(data, at)
+        if line is None:
+            assert b"\r\n" not in data[at:], f"chunk line {data[at : at + 40]!r}"
+            return -1
+        assert lenient or not line[3], "blanks behind a chunk line"
+        size = int(line[1], 16)
+        at = line.end()
+        if not size:
+            break
+        at += size
+        if len(data) < at + 2:
+            return -1
+        assert data[at : at + 2] == b"\r\n", "no line end behind a chunk"
+        at += 2
+    while not data.startswith(b"\r\n", at):
+        end = data.find(b"\r\n", at)
+        if end < 0:
+            return -1
+        assert FIELD_LINE.fullmatch(data[at:end]), f"trailer {data[at:end]!r}"
+        at = end + 2
+    return at + 2

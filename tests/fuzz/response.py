@@ -1,0 +1,101 @@
+"""The local service's response heads: parsed, and written anew for the visitor.
+
+The first byte chooses the request's method, whether it asked for an upgrade, and the visitor's version.
+"""
+
+from __future__ import annotations
+
+import framing_corpus
+
+from tinytun_gevent.errors import MessageError
+from tinytun_gevent.wire import fields, http1, response
+from tinytun_gevent.wire.http1 import ResponseHead
+
+from . import reference, request
+from .splitting import outcome
+
+CODE = (response, fields)
+_METHODS = (b"GET", b"HEAD", b"POST", b"OPTIONS")
+SEEDS = (
+    b"\x04HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    *(
+        bytes((_METHODS.index(method) if method in _METHODS else 0,)) + data
+        for _, method, data, *_ in (*framing_corpus.VALID_RESPONSES, *framing_corpus.INVALID_RESPONSES)
+        if len(data) < 1024
+    ),
+)
+TOKENS = (
+    *request.TOKENS,
+    *(
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.0 ",
+        b" 101 ",
+        b" 204 ",
+        b" 304 ",
+        b" 426 ",
+        b"WWW-Authenticate: Negotiate\r\n",
+    ),
+    *(
+        b"Content-Length: 0\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Upgrade: websocket\r\n",
+        b"100 ",
+        b"\x04",
+    ),
+)
+
+
+def one(data: bytes) -> None:
+    choice, data = (data[0], data[1:]) if data else (0, b"")
+    method, asked, minor = _METHODS[choice & 3], bool(choice & 4), 0 if choice & 8 else 1
+    end = http1.head_end(data)
+    if end < 0:
+        return
+    head, error = outcome(lambda: http1.parse_response_head(data[:end], method, asked), MessageError)
+    if head is None:
+        assert error.split()[1] == "502", error
+        return
+    _check_input(data[:end], method, asked, head)
+    for close in (False, True):
+        built, error = outcome(
+            lambda close=close: http1.build_response_head(head, close=close, minor_visitor=minor),  # type: ignore[misc]
+            MessageError,
+        )
+        if built is None:
+            assert head.length == http1.CHUNKED
+            assert minor == 0
+        else:
+            _check_output(head, method, close, minor, built)
+
+
+def _check_input(data: bytes, method: bytes, asked: bool, head: ResponseHead) -> None:
+    line, fields = reference.head(data, reference.STATUS_LINE)
+    assert (head.minor, head.status) == (int(line[1]), int(line[2]))
+    assert bool(head.upgrade) == (head.status == 101)
+    assert head.status != 101 or asked
+    if head.status < 200 or head.status in (204, 304) or method == b"HEAD":
+        assert head.length == 0
+    else:
+        declared = reference.framing(fields)
+        assert head.length == (http1.UNTIL_CLOSE if declared is None else declared)
+    assert not (head.keep_alive and head.length == http1.UNTIL_CLOSE)
+
+
+def _check_output(head: ResponseHead, method: bytes, close: bool, minor: int, built: bytes) -> None:
+    line, fields = reference.head(built, reference.STATUS_LINE)
+    assert line[0].startswith(b"HTTP/1.1 ")
+    assert int(line[2]) == head.status
+    declared = reference.framing(fields)
+    if head.status < 200 or head.status == 204:
+        assert declared is None
+    elif head.status != 304 and method != b"HEAD":
+        assert declared == (None if head.length == http1.UNTIL_CLOSE else head.length)
+    names = [name for name, _ in fields]
+    assert not {b"te", b"keep-alive", b"proxy-connection", b"http2-settings"} & set(names)
+    assert names.count(b"connection") <= (2 if head.status == 426 else 1)
+    if head.status >= 200 and head.status != 426 and (close or head.length == http1.UNTIL_CLOSE):
+        assert reference.values(fields, b"connection") == [b"close"]
+    if minor == 0:
+        assert b"transfer-encoding" not in names
+    again = http1.parse_response_head(built, method, True, http1.HeadLimits(1 << 20, 1000))
+    assert (again.status, again.length, again.upgrade) == (head.status, head.length, head.upgrade)
