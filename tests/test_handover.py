@@ -290,7 +290,8 @@ def connections(server: ServerProcess) -> int:
 
 def test_names_outlive_a_killed_worker_and_a_killed_server(server: ServerProcess) -> None:
     client = RawClient(server, "app", resume=b"")
-    wait_for(lambda: (server.state / "leases.json").exists(), "lease file")
+    leases = server.state / "leases.json"
+    wait_for(lambda: leases.exists() and b'"app"' in leases.read_bytes(), "lease file")
     os.kill(server.worker(), signal.SIGKILL)
     server.wait_serving(2)
     client.close()

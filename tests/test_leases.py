@@ -128,8 +128,8 @@ def test_a_goodbye_with_an_error_frees_nothing(server: TunnelServer) -> None:
     """A client that gives up its connection, because it takes us for dead, wants its name again."""
     with RawClient(server, resume=b"") as client:
         client.sock.sendall(bytes.fromhex("000008 07 00 00000000 00000000 00000008".replace(" ", "")))
-        lose(client)
         eventually(lambda: is_leased(server))
+        assert wish(server)[0] == 409
 
 
 def test_leases_can_be_switched_off(start_server: StartServer) -> None:
@@ -186,6 +186,24 @@ def test_one_of_several_sessions_lost_leases_nothing(server: TunnelServer) -> No
         eventually(lambda: len(server.registry.tunnels["demo"].sessions) == 1)
         assert not is_leased(server)
         assert server.registry.tunnels["demo"].ready
+
+
+def test_while_another_session_joins_visitors_wait_for_it(
+    server: TunnelServer, pool: ThreadPoolExecutor
+) -> None:
+    with RawClient(server, resume=b"") as first:
+        with connect(server.connection_port) as joining:  # promised, and silent until the first is lost
+            line = b"x-tinytun-join: %b %b" % (first.connection_id, first.key)
+            joining.sendall(b"CONNECT a:1 HTTP/1.1\r\n" + line + b"\r\n\r\n")
+            assert read_head(joining).status == 101
+            lose(first)
+            eventually(lambda: not server.registry.tunnels["demo"].sessions)
+            waiting: Later = pool.submit(get, server.proxy_port)
+            eventually(lambda: parked(server) == 1)
+        eventually(lambda: is_leased(server))
+        with RawClient(server, resume=first.token) as again:
+            answer(again, b"in the end")
+            assert waiting.result().body == b"in the end"
 
 
 # -- visitors meanwhile -------------------------------------------------------

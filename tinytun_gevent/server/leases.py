@@ -19,6 +19,10 @@ PAUSE: Final = 1.0
 """Seconds between two writes of the file at least, however fast tunnels come and go."""
 
 
+LAST_WRITE: Final = 2.0
+"""Seconds for a write that is under way when the server stops; a disk that hangs is not waited for."""
+
+
 class Leases:
     """Keeps the lease file true to the registry, and ends the leases that nobody took up.
 
@@ -31,6 +35,7 @@ class Leases:
         self._storage = storage
         self._give_up = give_up
         self._dirty = Event()
+        self._stopping = Event()
         self._greenlet: gevent.Greenlet[[], None] | None = None
         self._failing = False
 
@@ -51,18 +56,18 @@ class Leases:
 
         For a server that stops: its clients say goodbye then, and are to have their names again.
         """
-        self._registry.on_change = None
-        greenlet, self._greenlet = self._greenlet, None
+        greenlet = self._greenlet
+        self.abandon()
         if greenlet is not None:
-            greenlet.kill()
-            self._write(self._registry.lasting())
+            greenlet.join(LAST_WRITE)  # two at a time could leave either's, or a mixture
+            if greenlet.ready():
+                self._write(self._registry.lasting())
 
     def abandon(self) -> None:
-        """Leaves the file to another process, which has taken over the names."""
-        self._registry.on_change = None
-        greenlet, self._greenlet = self._greenlet, None
-        if greenlet is not None:
-            greenlet.kill()
+        """Leaves the file to another process, which has taken over the names. Never blocks."""
+        self._registry.on_change = self._greenlet = None
+        self._stopping.set()
+        self._dirty.set()
 
     def tick(self, now: float) -> None:
         """Ends the leases that are over at monotonic time ``now``."""
@@ -74,10 +79,12 @@ class Leases:
         """The greenlet that writes the file after each change, at most once a :data:`PAUSE`."""
         while True:
             self._dirty.wait()
+            if self._stopping.is_set():
+                return
             self._dirty.clear()
             records = self._registry.lasting()
             gevent.get_hub().threadpool.apply(self._write, (records,))
-            gevent.sleep(PAUSE)
+            self._stopping.wait(PAUSE)
 
     def _write(self, records: list[Record]) -> None:
         """Blocks its thread. A disk that is full, or gone, is told once, and again when it is back."""

@@ -221,10 +221,9 @@ class Listener:
     def _leave(self, tunnel: Tunnel, session: Session) -> None:
         """The client says goodbye on ``session``, whose running exchanges finish.
 
-        If it does so on the last one, its name is free at once.
+        If it does so on the last one, its name is free at once, unless it is an error that makes it go.
         """
-        if session.goaway_code == NO_ERROR:
-            self._settle(tunnel, keep=False)
+        self._settle(tunnel, keep=session.goaway_code != NO_ERROR)
         gevent.spawn(self._core.pool_of(tunnel).end_idle, session)
 
     def _ended(self, tunnel: Tunnel, session: Session) -> None:
@@ -251,9 +250,11 @@ class Listener:
         Its name waits for its owner, if he has a token and did not say goodbye.
         """
         registry = self._core.registry
-        if tunnel.takes_visitors or tunnel.promised or not registry.holds(tunnel):
+        if tunnel.takes_visitors or not registry.holds(tunnel):
             return
-        if not keep or not tunnel.resumable or not self._core.config.lease_seconds or self._core.draining:
+        if tunnel.promised:
+            self._core.pool_of(tunnel).expect()
+        elif not keep or not tunnel.resumable or not self._core.config.lease_seconds or self._core.draining:
             self.release(tunnel)
         elif tunnel.leased_until is None:
             registry.lease(tunnel, time.monotonic())
