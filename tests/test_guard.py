@@ -195,3 +195,11 @@ def test_what_is_no_rapid_reset_for_the_opener_is_none_for_the_acceptor(
     arrives_at = reset_at + back
     if not is_rapid(reset_at, opener_knows, answered):
         assert not is_rapid(arrives_at, accepted, answered)
+
+
+def test_streams_that_went_well_save_up_no_endless_credit() -> None:
+    a_peers = Guard(NOW)
+    for _ in range(50_000):
+        a_peers.opened()
+    assert count_until_refused(lambda: a_peers.stray_reset(NOW)) == guard.MOST_SAVED + guard.RESETS[0]
+    assert count_until_refused(lambda: a_peers.headers(NOW, 1)) == guard.MOST_SAVED + guard.HEADERS[0]

@@ -51,6 +51,10 @@ BLOCK_BYTES: Final = 32 * 1024
 """Bytes of one header block before it is unpacked, at most to the announced 16 KiB."""
 
 
+MOST_SAVED: Final = 4096
+"""Of what each stream may have, at most so much is kept for later: more streams are hardly ever under way, and
+a million that went well are no reason to take a million frames for nothing."""
+
 STRAY_BYTES: Final = 64 * 1024 * 1024
 """DATA that is under way at most when its streams are reset: more than the buffers of a connection hold."""
 
@@ -124,9 +128,9 @@ class Guard:
 
     def opened(self) -> None:
         """A stream was opened, by either side."""
-        self._stream_blocks += BLOCKS_PER_STREAM
-        self._stray_resets += 1
-        self._stray_ends += 1
+        self._stream_blocks = min(self._stream_blocks + BLOCKS_PER_STREAM, MOST_SAVED)
+        self._stray_resets = min(self._stray_resets + 1, MOST_SAVED)
+        self._stray_ends = min(self._stray_ends + 1, MOST_SAVED)
 
     def reset(self, now: float) -> None:
         """The peer opened a stream for nothing, or made us send a RST_STREAM, which is the same."""
