@@ -51,9 +51,9 @@ BLOCK_BYTES: Final = 32 * 1024
 """Bytes of one header block before it is unpacked, at most to the announced 16 KiB."""
 
 
-MOST_SAVED: Final = 4096
-"""Of what each stream may have, at most so much is kept for later: more streams are hardly ever under way, and
-a million that went well are no reason to take a million frames for nothing."""
+MOST_SAVED: Final = 65_536
+"""Of what each stream may have, so much is kept for later at most: no more streams are ever under way, and a
+million that went well are no reason to take a million frames for nothing."""
 
 STRAY_BYTES: Final = 64 * 1024 * 1024
 """DATA that is under way at most when its streams are reset: more than the buffers of a connection hold."""
