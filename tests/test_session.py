@@ -772,6 +772,33 @@ def test_a_stream_refused_by_whoever_gets_it_counts_as_one_that_was_reset() -> N
             assert peer.wait_goaway().error_code == ENHANCE_YOUR_CALM
 
 
+def test_our_own_resets_are_not_charged_to_a_peer_whose_streams_h2_follows() -> None:
+    """The request has a field more than usual; the local service is down, say."""
+    block = ORIGINAL_REQUEST + b"\x00\x01a\x01b"
+    with raw_peer(opener=False) as (session, peer, pair):
+        for number in range(1, 2 * 300, 2):
+            peer.send(headers_frame(number, block))
+            wait_until(lambda: pair.accepted)
+            assert number in session.conn.streams
+            pair.accepted.pop().stream.reset()
+            with deadline():
+                peer.wait(RstStreamFrame, number)
+        peer.send(PingFrame(0, b"so far ?"))
+        with deadline():
+            assert peer.wait(PingFrame, ack=True).opaque_data == b"so far ?"
+        assert session.error is None
+
+
+def test_a_refused_stream_that_h2_knows_is_charged_once() -> None:
+    block = ORIGINAL_REQUEST + b"\x00\x01a\x01b"
+    with raw_peer(opener=False, max_streams=0) as (session, peer, _):
+        peer.send(*(headers_frame(number, block) for number in range(1, 2 * 180, 2)))
+        with deadline():
+            for number in range(1, 2 * 180, 2):
+                assert peer.wait(RstStreamFrame, number).error_code == REFUSED_STREAM
+        assert session.error is None
+
+
 def test_only_the_answer_to_our_own_ping_is_one() -> None:
     with raw_peer(opener=True, start=False) as (session, peer, _):
         peer.greet(client=False, settings={3: 100})
