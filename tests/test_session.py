@@ -932,6 +932,24 @@ def test_streams_opened_across_a_goaway_are_refused_so_that_they_can_be_tried_el
         assert near.error is None
 
 
+def test_no_number_of_streams_that_cross_our_goaway_is_a_flood() -> None:
+    """A long path has as many on their way as we take, and the running ones are to end in peace."""
+    with raw_peer(opener=False, max_streams=600) as (session, peer, pair):
+        peer.send(headers_frame(1))
+        wait_until(lambda: pair.accepted)
+        session.goaway()
+        peer.send(*(headers_frame(number) for number in range(3, 3 + 2 * 600, 2)))
+        with deadline():
+            assert peer.wait_goaway().error_code == 0
+            for number in range(3, 3 + 2 * 600, 2):
+                assert peer.wait(RstStreamFrame, number).error_code == REFUSED_STREAM
+        assert session.error is None
+        assert session.stream_count == 1
+        peer.send(*(headers_frame(number) for number in range(2001, 2001 + 2 * 250, 2)))
+        with deadline():
+            assert peer.wait_goaway().error_code == ENHANCE_YOUR_CALM
+
+
 def test_streams_above_the_last_one_of_a_goaway_were_not_begun() -> None:
     with raw_peer(opener=True) as (session, peer, _):
         first, second = Inbox(session.open()), Inbox(session.open())

@@ -183,7 +183,7 @@ class Control:
     def _refused(self) -> None:
         """A stream was refused, on which a window's worth of DATA may be under way."""
         self._session.guard.abandoned(INITIAL_WINDOW)
-        self._reset_made()
+        self._session.guard.refused(self._now)
 
     def _abort(self, stream: Stream, code: int, remote: bool = True) -> None:
         """A stream has been reset."""
