@@ -56,6 +56,7 @@ from tinytun_gevent.guard import ENHANCE_YOUR_CALM
 from tinytun_gevent.keepalive import PROBES
 from tinytun_gevent.session import Session
 from tinytun_gevent.stream import CANCEL, REFUSED_STREAM, Stream
+from tinytun_gevent.wire.frames import FRAMES_AT_ONCE
 from tinytun_gevent.wire.http2 import MAX_WINDOW, PREFACE
 
 PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR, COMPRESSION_ERROR = 1, 3, 5, 6, 9
@@ -680,6 +681,24 @@ def test_a_flood_of_small_frames_takes_no_memory_and_no_other_stream_s_turn(fram
             gevent.sleep(0.001)
         assert most <= 2 * MIB, "answers pile up"
         flood.kill()
+
+
+def test_very_many_frames_in_one_read_let_others_have_turns_between_them() -> None:
+    """A byte each: that is no flood, but it is not to hold everybody else up either."""
+    count = 20_000
+    with raw_peer(opener=False) as (_, peer, pair):
+        peer.send(headers_frame(1))
+        wait_until(lambda: pair.accepted)
+        stream = pair.accepted[0].stream
+        sender = gevent.spawn(peer.send, data_frame(1, b"x").serialize() * count)
+        most = last = 0
+        with deadline():
+            while stream.received < count:
+                most, last = max(most, stream.received - last), stream.received
+                gevent.sleep(0)
+            sender.get()
+        assert most <= 2 * FRAMES_AT_ONCE  # the last ones of a read, and the first ones of the next
+        assert pair.accepted[0].wait(count) == b"x" * count
 
 
 def test_streams_that_were_of_use_may_be_reset_in_any_number() -> None:
