@@ -132,7 +132,9 @@ class Acceptor(StreamServer):
         server._timer.start(self._look_again)
 
     def _look_again(self) -> None:
-        """Goes on, unless visitors still have all that they may."""
+        """Goes on, unless visitors still have all that they may, or nothing is listened to any more."""
+        if self.closed:
+            return
         if self._scarce and self._next_descriptor() >= self._ceiling:
             self._pause(errno.EMFILE)
             return
