@@ -410,6 +410,31 @@ def test_padding_and_the_end_of_the_stream_in_one_frame() -> None:
         assert pair.accepted[1].wait_end() == b""
 
 
+def test_a_window_that_opens_byte_by_byte_wakes_nobody_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte is sent in the end; without a limit 50 streams were woken 300 times each for them."""
+    woken = 0
+    wake = Stream.wake
+
+    def counting(stream: Stream) -> None:
+        nonlocal woken
+        woken += 1
+        wake(stream)
+
+    with raw_peer(opener=True) as (session, peer, _):
+        session.conn.outbound_flow_control_window = 0
+        senders = [gevent.spawn(session.open().sendall, b"x" * 100) for _ in range(50)]
+        wait_until(lambda: len(session.blocked) == 50)
+        monkeypatch.setattr(Stream, "wake", counting)
+        received = 0
+        with deadline():
+            for _ in range(300):
+                peer.send(WindowUpdateFrame(0, 1))
+            while received < 300:
+                received += len(peer.wait(DataFrame).data)
+        assert woken <= 50 * 35
+        gevent.killall(senders)
+
+
 def test_a_smaller_window_by_settings_stops_the_sender_and_a_larger_one_lets_him_go_on() -> None:
     with raw_peer(opener=True) as (session, peer, _):
         stream = session.open()
