@@ -206,6 +206,38 @@ def test_while_another_session_joins_visitors_wait_for_it(
             assert waiting.result().body == b"in the end"
 
 
+SETTINGS = bytes(3) + b"\x04" + bytes(5)
+"""A client's first frame, with nothing in it."""
+
+
+@pytest.mark.parametrize("joins", [True, False], ids=["join", "claim"])
+def test_who_was_promised_a_session_before_the_owner_came_back_gets_none(
+    server: TunnelServer, joins: bool
+) -> None:
+    with RawClient(server, resume=b"") as first, connect(server.connection_port) as late:
+        line = b"x-tinytun-subdomain: demo\r\nx-tinytun-resume: " + first.token
+        if joins:
+            line = b"x-tinytun-join: %b %b" % (first.connection_id, first.key)
+        late.sendall(b"CONNECT a:1 HTTP/1.1\r\n" + line + b"\r\n\r\n")
+        assert read_head(late).status == 101
+        with RawClient(server, resume=first.token):
+            late.sendall(SETTINGS)
+            assert b"replaced" in read_rest(late)
+            tunnel = server.registry.tunnels["demo"]
+            eventually(lambda: not tunnel.promised)
+            assert len(tunnel.sessions) == 1
+            assert tunnel.ready
+
+
+def test_the_key_of_sessions_before_joins_nothing(server: TunnelServer) -> None:
+    with RawClient(server, resume=b"") as first, RawClient(server, resume=first.token) as again:
+        assert again.key != first.key
+        with connect(server.connection_port) as late:
+            line = b"x-tinytun-join: %b %b" % (first.connection_id, first.key)
+            late.sendall(b"CONNECT a:1 HTTP/1.1\r\n" + line + b"\r\n\r\n")
+            assert read_head(late).status == 404
+
+
 # -- visitors meanwhile -------------------------------------------------------
 
 

@@ -59,7 +59,7 @@ class Tunnel:
     resumable: bool = False
     #: Until when it is leased, in monotonic seconds; None while it is not.
     leased_until: float | None = None
-    #: The secret with which the opener's further sessions join it.
+    #: The secret with which the opener's further sessions join it; a new one with each claim.
     key: str = field(default_factory=random_id, repr=False)
     #: Sessions that carry its visitors; empty while the client is away.
     sessions: list[Session] = field(default_factory=list)
@@ -156,7 +156,8 @@ class Registry:
         """Takes a name (``Kind.HTTP``) or a port, None meaning any, and keeps a place for a session.
 
         Whoever shows the name's token as ``resume`` gets the tunnel that has it, with its id, its
-        counters, the visitors who wait for it, and what sessions it still has: those are to be ended.
+        counters, the visitors who wait for it, and what sessions it still has: those are to be ended, and
+        so are those that were promised with another ``key``.
 
         The caller gives the place back (``promised``) and releases the tunnel, whatever becomes of
         it. Raises NameTakenError (409), TryLaterError (503: the server is full), RefusedError (400:
@@ -170,6 +171,7 @@ class Registry:
             raise NameTakenError(f"{'Subdomain' if kind is Kind.HTTP else 'Port'} not available")
         tunnel.kind, tunnel.host_header, tunnel.remote = kind, host_header, remote
         tunnel.opener, tunnel.resumable = opener, resume is not None
+        tunnel.key = random_id()
         tunnel.promised += 1
         return tunnel
 

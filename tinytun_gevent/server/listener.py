@@ -188,6 +188,7 @@ class Listener:
 
         Raises :class:`SessionError`, or ``OSError`` from the 101.
         """
+        key = tunnel.key
         try:
             sock.settimeout(self._core.config.handshake_timeout)
             sock.sendall(handshake.build_reply(_reply(self._core.registry, tunnel, request)))
@@ -196,7 +197,7 @@ class Listener:
             session.on_close.append(lambda session: self._ended(tunnel, session))
             try:
                 session.start(self._core.config.handshake_timeout)
-                self._open(tunnel, session, joins=request.join is not None)
+                self._open(tunnel, session, key, joins=request.join is not None)
             except BaseException:
                 session.close()
                 raise
@@ -204,9 +205,14 @@ class Listener:
         finally:
             tunnel.promised -= 1
 
-    def _open(self, tunnel: Tunnel, session: Session, joins: bool) -> None:
-        if joins and not self._core.registry.holds(tunnel):  # its last session has ended meanwhile
+    def _open(self, tunnel: Tunnel, session: Session, key: str, joins: bool) -> None:
+        """Adds a session that was promised while ``key`` was the tunnel's; raises SessionClosedError."""
+        if not self._core.registry.holds(tunnel):  # its last session has ended meanwhile
             raise SessionClosedError("the tunnel is gone")
+        if key != tunnel.key:
+            replaced = SessionClosedError(REPLACED)
+            session.close(replaced, CANCEL)
+            raise replaced
         self._core.pool_of(tunnel).add(session)
         self._core.registry.establish(tunnel)
         if self._core.draining:
