@@ -392,6 +392,25 @@ def test_names_outlive_a_restart(start_server: StartServer, tmp_path: Path) -> N
                 assert read_rest(visitor) == b"welcome"
 
 
+def test_a_port_that_is_not_free_stays_its_owners(start_server: StartServer, tmp_path: Path) -> None:
+    (port,) = free_tunnel_ports(1)
+    options = {"state_dir": str(tmp_path), "tcp_ports": "20000-32000"}
+    server = start_server(**options)
+    with RawClient(server, port=port, resume=b"") as client:
+        server.stop()
+        client.next(ConnectionTerminated)
+    with socket.create_server(("127.0.0.1", port)):
+        server = start_server(**options)
+        with connect(server.connection_port) as early:
+            line = b"x-tinytun-type: tcp\r\nx-tinytun-port: %d\r\nx-tinytun-resume: %b" % (port, client.token)
+            early.sendall(b"CONNECT a:1 HTTP/1.1\r\n" + line + b"\r\n\r\n")
+            assert read_head(early).status == 409
+        assert is_leased(server, port)
+        assert not server.registry.tunnels[port].promised
+    with RawClient(server, port=port, resume=client.token) as again:
+        assert again.connection_id == client.connection_id
+
+
 def test_the_file_follows_what_comes_and_goes(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,16 +142,23 @@ class Listener:
                 if self._must_listen(request.kind):
                     self.ports.listen(tunnel)
             except NameTakenError:
-                self.release(tunnel)
+                self._withdraw(tunnel, request)
                 if request.port is not None:
                     raise
             except BaseException:
-                self.release(tunnel)
+                self._withdraw(tunnel, request)
                 raise
             else:
                 self._replace_sessions(tunnel)
                 return tunnel
         raise TryLaterError("No port is available", 503, 5)
+
+    def _withdraw(self, tunnel: Tunnel, request: OpenRequest) -> None:
+        """A claim has failed: its owner keeps what he had, a lease or sessions; anybody else had nothing."""
+        tunnel.promised -= 1
+        leased = tunnel.leased_until is not None and request.resume
+        if not leased and not tunnel.sessions and not tunnel.promised:
+            self.release(tunnel)
 
     def _replace_sessions(self, tunnel: Tunnel) -> None:
         """Ends the sessions that a tunnel has; its visitors wait for the one that has just been promised."""
