@@ -14,7 +14,7 @@ import pytest
 from conftest import StartServer
 from h2.events import ConnectionTerminated, DataReceived
 from helpers import free_tunnel_ports
-from raw_client import RawClient
+from raw_client import GOAWAY, RawClient
 from support import (
     Response,
     connect,
@@ -33,6 +33,9 @@ from tinytun_gevent import TunnelServer
 pytestmark = pytest.mark.usefixtures("fast_clock")
 
 Later = Future[Response]
+
+SETTINGS = bytes(3) + b"\x04" + bytes(5)
+"""A client's first frame, with nothing in it."""
 
 
 @pytest.fixture
@@ -180,6 +183,21 @@ def test_a_session_that_does_not_come_up_leaves_the_lease(start_server: StartSer
         pass
 
 
+def test_a_name_that_was_never_served_is_not_kept(server: TunnelServer) -> None:
+    """Its client has not taken in the token, and would be told that its own name is taken."""
+    assert wish(server, b"x-tinytun-resume:")[0] == 101  # and is gone again
+    eventually(lambda: not server.registry.tunnels)
+
+
+def test_a_goodbye_with_the_first_frames_frees_the_name(server: TunnelServer) -> None:
+    with connect(server.connection_port) as hasty:
+        hasty.sendall(b"CONNECT a:1 HTTP/1.1\r\nx-tinytun-subdomain: demo\r\nx-tinytun-resume:\r\n\r\n")
+        assert read_head(hasty).status == 101
+        hasty.sendall(SETTINGS + GOAWAY)
+        eventually(lambda: not server.registry.tunnels)
+        assert get(server.proxy_port).status == 404
+
+
 def test_one_of_several_sessions_lost_leases_nothing(server: TunnelServer) -> None:
     with RawClient(server, resume=b"") as first, RawClient(server, join=first):
         lose(first)
@@ -204,10 +222,6 @@ def test_while_another_session_joins_visitors_wait_for_it(
         with RawClient(server, resume=first.token) as again:
             answer(again, b"in the end")
             assert waiting.result().body == b"in the end"
-
-
-SETTINGS = bytes(3) + b"\x04" + bytes(5)
-"""A client's first frame, with nothing in it."""
 
 
 @pytest.mark.parametrize("joins", [True, False], ids=["join", "claim"])

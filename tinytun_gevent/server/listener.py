@@ -260,14 +260,15 @@ class Listener:
     def _settle(self, tunnel: Tunnel, *, keep: bool = True) -> None:
         """What becomes of a tunnel that may have lost its last session: nothing, while another one serves it.
 
-        Its name waits for its owner, if he has a token and did not say goodbye.
+        Its name waits for its owner, if he has a token, was served once and did not say goodbye.
         """
-        registry = self._core.registry
+        registry, was_served = self._core.registry, tunnel.ready or tunnel.leased_until is not None
+        keep = keep and was_served and tunnel.resumable and self._core.config.lease_seconds > 0
         if tunnel.takes_visitors or not registry.holds(tunnel):
             return
         if tunnel.promised:
             self._core.pool_of(tunnel).expect()
-        elif not keep or not tunnel.resumable or not self._core.config.lease_seconds or self._core.draining:
+        elif not keep or self._core.draining:
             self.release(tunnel)
         elif tunnel.leased_until is None:
             registry.lease(tunnel, time.monotonic())
