@@ -29,6 +29,10 @@ from support import (
 )
 
 from tinytun_gevent import TunnelServer
+from tinytun_gevent.registry import Record, Registry, Tunnel
+from tinytun_gevent.server.leases import Leases
+from tinytun_gevent.server.storage import Storage
+from tinytun_gevent.wire.handshake import Kind
 
 pytestmark = pytest.mark.usefixtures("fast_clock")
 
@@ -140,6 +144,17 @@ def test_leases_can_be_switched_off(start_server: StartServer) -> None:
     with RawClient(server, resume=b"") as client:
         lose(client)
         eventually(lambda: not server.registry.tunnels)
+
+
+def test_a_reload_waits_for_clients_also_without_leases() -> None:
+    registry = Registry(["localhost"], lease=0)
+    given_up: list[Tunnel] = []
+    leases = Leases(registry, Storage(None), given_up.append)
+    (restored,) = leases.start([Record(Kind.HTTP, "demo", "0" * 32, "", False)])
+    leases.tick(time.monotonic() + 5)
+    assert not given_up
+    leases.tick(time.monotonic() + 15)
+    assert given_up == [restored]
 
 
 def test_a_leased_name_is_not_listed(server: TunnelServer) -> None:

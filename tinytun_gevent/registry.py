@@ -255,10 +255,13 @@ class Registry:
             self.opened += 1
             self._changed(tunnel)
 
-    def lease(self, tunnel: Tunnel, now: float) -> None:
-        """Keeps the name of a tunnel that was lost at monotonic time ``now``, for its owner only."""
+    def lease(self, tunnel: Tunnel, now: float, at_least: float = 0.0) -> None:
+        """Keeps the name of a tunnel that was lost at monotonic time ``now``, for its owner only.
+
+        ``at_least`` is in seconds, for when leases are shorter or switched off.
+        """
         tunnel.ready = False
-        tunnel.leased_until = now + self._lease
+        tunnel.leased_until = now + max(self._lease, at_least)
 
     def expired(self, now: float) -> list[Tunnel]:
         """The tunnels whose lease is over and that nobody is about to resume: to be released."""
@@ -280,7 +283,7 @@ class Registry:
             if tunnel.ready or tunnel.leased_until is not None
         ]
 
-    def restore(self, record: Record, now: float) -> Tunnel | None:
+    def restore(self, record: Record, now: float, at_least: float = 0.0) -> Tunnel | None:
         """Leases a name that another process has remembered; None if it cannot be had (any more)."""
         name = record.name
         possible = is_subdomain(name) if isinstance(name, str) else name in self._tcp_ports
@@ -289,7 +292,7 @@ class Registry:
             return None
         tunnel = self._new(record.kind, record.name, record.id)
         tunnel.opener, tunnel.resumable = record.opener, record.resumable
-        self.lease(tunnel, now)
+        self.lease(tunnel, now, at_least)
         return tunnel
 
     def release(self, tunnel: Tunnel) -> None:
