@@ -115,6 +115,12 @@ def clean_environment() -> dict[str, str]:
     return environment
 
 
+def _state(folder: Path) -> dict[str, str]:
+    """Where our programs keep what outlives them: nothing of another run, or of the user's, may be found."""
+    server, client = folder / "server-state", folder / "client-state"
+    return {"STATE_DIRECTORY": str(server), "TINYTUN_STATE_DIR": str(client)}
+
+
 def find(program: str) -> str | None:
     """Where ``program`` is, or None."""
     return shutil.which(program, path=clean_environment()["PATH"])
@@ -143,7 +149,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**clean_environment(), **(variables or {})},
+                env={**clean_environment(), **_state(log.parent), **(variables or {})},
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )

@@ -12,7 +12,7 @@ import pytest
 from gevent import socket
 from gevent.event import Event
 from gevent.server import StreamServer
-from helpers import deadline
+from helpers import deadline, wait_until
 
 from tinytun_gevent.server import accepting
 from tinytun_gevent.server.accepting import Acceptor
@@ -159,3 +159,19 @@ def test_visitors_leave_some_descriptors_to_others(
         os.close(taken[0])
         server.close()
     assert len(caplog.records) == 1
+
+
+def test_the_end_of_a_visitor_starts_nothing_on_a_closed_listener(caplog: pytest.LogCaptureFixture) -> None:
+    """It was one of as many as there may be, and descriptors were scarce."""
+    workers, go = Workers(), Event()
+    server = Acceptor(listening(), lambda sock, _: go.wait(), workers, 1, raw=True)
+    server._ceiling = 0
+    server.start()
+    with deadline(), socket.socket() as visitor:
+        visitor.connect(("127.0.0.1", server.server_port))
+        wait_until(lambda: server.connections == 1)
+        server.close()
+        go.set()
+        assert workers.join(5)
+    assert server.connections == 0
+    assert not [record for record in caplog.records if record.exc_info]

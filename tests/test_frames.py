@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinytun_gevent.wire.frames import KNOWN_TYPES, FrameSplitter, FrameTooLongError
+from tinytun_gevent.wire.frames import FRAMES_AT_ONCE, KNOWN_TYPES, FrameSplitter, FrameTooLongError
 from tinytun_gevent.wire.http2 import (
     CONTINUATION,
     CONTROL_FRAME_MAX,
@@ -220,3 +220,16 @@ def test_a_handler_s_error_comes_through() -> None:
 
     with pytest.raises(ZeroDivisionError):
         FrameSplitter(Refusing(), MAX_FRAME).feed(memoryview(frame(DATA, b"hi", 0, 1)))
+
+
+def test_very_many_frames_are_taken_in_turns() -> None:
+    recorder = Recorder()
+    splitter = FrameSplitter(recorder, MAX_FRAME)
+    one = frame(DATA, b"x", 0, 1)
+    rest = splitter.feed(memoryview(one * (FRAMES_AT_ONCE + 7) + one[:4]))
+    assert len(recorder.calls) == 2 * FRAMES_AT_ONCE
+    assert len(rest) == 7 * len(one) + 4
+    assert not splitter.feed(rest)
+    assert len(recorder.calls) == 2 * (FRAMES_AT_ONCE + 7)
+    assert not splitter.feed(memoryview(one[4:]))
+    assert len(recorder.calls) == 2 * (FRAMES_AT_ONCE + 8)

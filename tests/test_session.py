@@ -56,6 +56,7 @@ from tinytun_gevent.guard import ENHANCE_YOUR_CALM
 from tinytun_gevent.keepalive import PROBES
 from tinytun_gevent.session import Session
 from tinytun_gevent.stream import CANCEL, REFUSED_STREAM, Stream
+from tinytun_gevent.wire.frames import FRAMES_AT_ONCE
 from tinytun_gevent.wire.http2 import MAX_WINDOW, PREFACE
 
 PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR, COMPRESSION_ERROR = 1, 3, 5, 6, 9
@@ -409,6 +410,31 @@ def test_padding_and_the_end_of_the_stream_in_one_frame() -> None:
         assert pair.accepted[1].wait_end() == b""
 
 
+def test_a_window_that_opens_byte_by_byte_wakes_nobody_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte is sent in the end; without a limit 50 streams were woken 300 times each for them."""
+    woken = 0
+    wake = Stream.wake
+
+    def counting(stream: Stream) -> None:
+        nonlocal woken
+        woken += 1
+        wake(stream)
+
+    with raw_peer(opener=True) as (session, peer, _):
+        session.conn.outbound_flow_control_window = 0
+        senders = [gevent.spawn(session.open().sendall, b"x" * 100) for _ in range(50)]
+        wait_until(lambda: len(session.blocked) == 50)
+        monkeypatch.setattr(Stream, "wake", counting)
+        received = 0
+        with deadline():
+            for _ in range(300):
+                peer.send(WindowUpdateFrame(0, 1))
+            while received < 300:
+                received += len(peer.wait(DataFrame).data)
+        assert woken <= 50 * 35
+        gevent.killall(senders)
+
+
 def test_a_smaller_window_by_settings_stops_the_sender_and_a_larger_one_lets_him_go_on() -> None:
     with raw_peer(opener=True) as (session, peer, _):
         stream = session.open()
@@ -682,6 +708,24 @@ def test_a_flood_of_small_frames_takes_no_memory_and_no_other_stream_s_turn(fram
         flood.kill()
 
 
+def test_very_many_frames_in_one_read_let_others_have_turns_between_them() -> None:
+    """A byte each: that is no flood, but it is not to hold everybody else up either."""
+    count = 20_000
+    with raw_peer(opener=False) as (_, peer, pair):
+        peer.send(headers_frame(1))
+        wait_until(lambda: pair.accepted)
+        stream = pair.accepted[0].stream
+        sender = gevent.spawn(peer.send, data_frame(1, b"x").serialize() * count)
+        most = last = 0
+        with deadline():
+            while stream.received < count:
+                most, last = max(most, stream.received - last), stream.received
+                gevent.sleep(0)
+            sender.get()
+        assert most <= 2 * FRAMES_AT_ONCE  # the last ones of a read, and the first ones of the next
+        assert pair.accepted[0].wait(count) == b"x" * count
+
+
 def test_streams_that_were_of_use_may_be_reset_in_any_number() -> None:
     """What moved bytes is no rapid reset, and nothing of it stays."""
     count = 5000
@@ -770,6 +814,33 @@ def test_a_stream_refused_by_whoever_gets_it_counts_as_one_that_was_reset() -> N
             for number in range(1, 2 * 200, 2):
                 assert peer.wait(RstStreamFrame, number).error_code == REFUSED_STREAM
             assert peer.wait_goaway().error_code == ENHANCE_YOUR_CALM
+
+
+def test_our_own_resets_are_not_charged_to_a_peer_whose_streams_h2_follows() -> None:
+    """The request has a field more than usual; the local service is down, say."""
+    block = ORIGINAL_REQUEST + b"\x00\x01a\x01b"
+    with raw_peer(opener=False) as (session, peer, pair):
+        for number in range(1, 2 * 300, 2):
+            peer.send(headers_frame(number, block))
+            wait_until(lambda: pair.accepted)
+            assert number in session.conn.streams
+            pair.accepted.pop().stream.reset()
+            with deadline():
+                peer.wait(RstStreamFrame, number)
+        peer.send(PingFrame(0, b"so far ?"))
+        with deadline():
+            assert peer.wait(PingFrame, ack=True).opaque_data == b"so far ?"
+        assert session.error is None
+
+
+def test_a_refused_stream_that_h2_knows_is_charged_once() -> None:
+    block = ORIGINAL_REQUEST + b"\x00\x01a\x01b"
+    with raw_peer(opener=False, max_streams=0) as (session, peer, _):
+        peer.send(*(headers_frame(number, block) for number in range(1, 2 * 180, 2)))
+        with deadline():
+            for number in range(1, 2 * 180, 2):
+                assert peer.wait(RstStreamFrame, number).error_code == REFUSED_STREAM
+        assert session.error is None
 
 
 def test_only_the_answer_to_our_own_ping_is_one() -> None:
@@ -903,6 +974,24 @@ def test_streams_opened_across_a_goaway_are_refused_so_that_they_can_be_tried_el
         assert isinstance(error, StreamResetError)
         assert (error.code, error.remote) == (REFUSED_STREAM, True)
         assert near.error is None
+
+
+def test_no_number_of_streams_that_cross_our_goaway_is_a_flood() -> None:
+    """A long path has as many on their way as we take, and the running ones are to end in peace."""
+    with raw_peer(opener=False, max_streams=600) as (session, peer, pair):
+        peer.send(headers_frame(1))
+        wait_until(lambda: pair.accepted)
+        session.goaway()
+        peer.send(*(headers_frame(number) for number in range(3, 3 + 2 * 600, 2)))
+        with deadline():
+            assert peer.wait_goaway().error_code == 0
+            for number in range(3, 3 + 2 * 600, 2):
+                assert peer.wait(RstStreamFrame, number).error_code == REFUSED_STREAM
+        assert session.error is None
+        assert session.stream_count == 1
+        peer.send(*(headers_frame(number) for number in range(2001, 2001 + 2 * 250, 2)))
+        with deadline():
+            assert peer.wait_goaway().error_code == ENHANCE_YOUR_CALM
 
 
 def test_streams_above_the_last_one_of_a_goaway_were_not_begun() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+import gevent
 from h2 import events as h2_events
 from h2.exceptions import FlowControlError, ProtocolError
 from h2.settings import SettingCodes
@@ -25,11 +26,22 @@ if TYPE_CHECKING:
     from tinytun_gevent.session import Session
 
 
+WORTH_IT: Final = 16 * 1024
+"""Bytes of the connection's window that all who wait for it are woken for: a frame of the usual size."""
+
+WAKE_PAUSE: Final = 0.01
+"""Seconds between two times that they are woken for less. A peer that gives a byte at a time, a thousand
+times a second, would otherwise have all of them run for it each time."""
+
+
 class Control:
     """Acts on the frames of one session, a part of which it is."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        #: When all who wait for a window were last woken, and whether that is about to happen.
+        self._woken = 0.0
+        self._wake_due = False
 
     def frame(self, frame: memoryview, kind: int, flags: int, stream_id: int, *, in_block: bool) -> None:
         """Takes a whole frame that is not DATA; ``in_block``: it came within a header block (§4.3).
@@ -113,7 +125,7 @@ class Control:
             if not increment or window > http2.MAX_WINDOW:
                 return False
             conn.outbound_flow_control_window = window
-            self._wake_blocked()
+            self._wake_soon(window)
             return True
         stream = self._session.streams.get(stream_id)
         if stream is None or not increment:
@@ -163,7 +175,17 @@ class Control:
             raise ProtocolError("RST_STREAM on an idle stream")
         return True
 
+    def _wake_soon(self, window: int) -> None:
+        """Wakes whoever waits for the connection's window; for a small one only now and then."""
+        if window >= WORTH_IT or self._now - self._woken >= WAKE_PAUSE:
+            self._wake_blocked()
+        elif not self._wake_due:
+            self._wake_due = True
+            gevent.spawn_later(WAKE_PAUSE, self._wake_blocked)
+
     def _wake_blocked(self) -> None:
+        self._wake_due = False
+        self._woken = self._now
         for stream in list(self._session.blocked):
             stream.wake()
 
@@ -183,7 +205,7 @@ class Control:
     def _refused(self) -> None:
         """A stream was refused, on which a window's worth of DATA may be under way."""
         self._session.guard.abandoned(INITIAL_WINDOW)
-        self._reset_made()
+        self._session.guard.refused(self._now)
 
     def _abort(self, stream: Stream, code: int, remote: bool = True) -> None:
         """A stream has been reset."""

@@ -93,6 +93,7 @@ class Guard:
         "_empty",
         "_headers",
         "_idle",
+        "_late",
         "_looked_at",
         "_looked_sent",
         "_resets",
@@ -119,6 +120,8 @@ class Guard:
         #: RST_STREAM and END_STREAM that may still come on streams that are over: one of each for each.
         self._stray_resets = 0
         self._stray_ends = 0
+        #: Streams that the peer may yet open because it has not heard our GOAWAY.
+        self._late = 0
         #: WINDOW_UPDATEs until :meth:`updates` has to be asked; whoever gets one counts down.
         self.updates_left = UPDATES[0]
         self._looked_at = now
@@ -136,6 +139,17 @@ class Guard:
         """The peer opened a stream for nothing, or made us send a RST_STREAM, which is the same."""
         if not self._resets.take(now):
             raise _flood("streams that were reset")
+
+    def leaving(self, count: int) -> None:
+        """We send GOAWAY to a peer that may have ``count`` streams: so many may be opened before it hears."""
+        self._late = count
+
+    def refused(self, now: float) -> None:
+        """We refuse a stream: one that crossed our GOAWAY, or one too many."""
+        if self._late:
+            self._late -= 1
+        else:
+            self.reset(now)
 
     def stray_reset(self, now: float) -> None:
         """RST_STREAM on a stream that is over; it may have crossed ours, once a stream."""

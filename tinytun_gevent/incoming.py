@@ -89,16 +89,14 @@ class Incoming:
         session, buffer = self._session, _receive_buffer()
         try:
             if early:
-                self._receive(memoryview(early))
+                self._receive_all(memoryview(early))
             while not session.closing:
                 session.end.wait_readable()
                 if session.closing:  # by whoever ran between the bytes' arrival and this greenlet
                     break
                 count = session.end.recv_now(buffer)
                 if count > 0:
-                    self._receive(buffer[:count])
-                    if session.writer.pending:
-                        self._wait_drained()
+                    self._receive_all(buffer[:count])
                 elif count == 0:
                     self._ended_by_peer()
         except (FrameTooLongError, ProtocolError, PeerProtocolError) as error:
@@ -141,14 +139,33 @@ class Incoming:
             if taken == before:
                 raise PeerProtocolError("the peer does not read our answers", guard.ENHANCE_YOUR_CALM)
 
-    def _receive(self, view: memoryview) -> None:
-        """Takes the bytes of one read. Nothing in here switches greenlets."""
+    def _receive_all(self, view: memoryview) -> None:
+        """Takes the bytes of one read; lets others have a turn where those are very many frames."""
+        session = self._session
+        rest = self._receive(view)
+        if rest:
+            rest = memoryview(bytes(rest))  # others read into the same buffer meanwhile
+        self._let_answers_leave()
+        while rest and not session.closing:
+            gevent.sleep(0)
+            if session.closing:
+                return
+            rest = self._receive(rest)
+            self._let_answers_leave()
+
+    def _let_answers_leave(self) -> None:
+        if self._session.writer.pending:
+            self._wait_drained()
+
+    def _receive(self, view: memoryview) -> memoryview:
+        """Takes bytes of one read, as many as are good at once; what is left. Switches no greenlets."""
         self._session.keep_alive.liveness.last_sign = time.monotonic()
         if self._preface_left:
             view = self._check_preface(view)
-        self._splitter.feed(view)
+        rest = self._splitter.feed(view)
         if output := self._session.conn.take_output():
             self._session.writer.control(output)
+        return rest
 
     def _check_preface(self, view: memoryview) -> memoryview:
         expected = self._preface_left[: len(view)]

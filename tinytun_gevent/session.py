@@ -150,6 +150,7 @@ class Session:
         """Tells the peer to open no more streams; running ones go on. Never blocks."""
         if not self.goaway_sent and not self.closing:
             self.goaway_sent = True
+            self.guard.leaving(self.max_streams)
             self.writer.control(http2.goaway(self.conn.highest_inbound_stream_id))
 
     def close(self, error: SessionError | None = None, code: int = NO_ERROR) -> None:

@@ -67,9 +67,15 @@ class Recorder:
 def _run(parts: list[bytes]) -> tuple[list[tuple[object, ...]], str]:
     recorder = Recorder()
     splitter = frames.FrameSplitter(recorder, MAX_FRAME)
+
+    def feed(part: bytes) -> None:
+        rest = memoryview(part)
+        while rest:
+            rest = splitter.feed(rest)
+
     error = ""
     for part in parts:
-        _, error = outcome(lambda part=part: splitter.feed(memoryview(part)), frames.FrameTooLongError)  # type: ignore[misc]
+        _, error = outcome(lambda part=part: feed(part), frames.FrameTooLongError)  # type: ignore[misc]
         assert len(splitter._partial) <= 9 + MAX_FRAME
         if error:
             break

@@ -187,7 +187,9 @@ def _receive(made: Session, parts: list[bytes]) -> int:
         for part in parts:
             if made.closing:
                 break
-            made._incoming._receive(memoryview(part))
+            rest = memoryview(part)
+            while rest and not made.closing:
+                rest = made._incoming._receive(rest)
             taken += len(part)
     except (FrameTooLongError, ProtocolError, PeerProtocolError) as error:
         made._incoming._broken_by_peer(error)

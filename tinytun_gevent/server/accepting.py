@@ -75,10 +75,22 @@ class Acceptor(StreamServer):
         self._starved = False
         #: Connections that are being served.
         self.connections = 0
+        #: Whether nothing is to be accepted for now, whatever there is room for.
+        self.paused = False
 
     def full(self) -> bool:
         """Whether there are as many connections as there may be."""
         return self.connections >= self._limit
+
+    def pause(self) -> None:
+        """Accepts nothing until :meth:`resume`; whoever connects waits in the kernel's backlog."""
+        self.paused = True
+        self.stop_accepting()
+
+    def resume(self) -> None:
+        """Accepts again."""
+        self.paused = False
+        self._look_again()
 
     def do_handle(self, *args: Any) -> None:
         self.connections += 1
@@ -132,7 +144,9 @@ class Acceptor(StreamServer):
         server._timer.start(self._look_again)
 
     def _look_again(self) -> None:
-        """Goes on, unless visitors still have all that they may."""
+        """Goes on, unless visitors still have all that they may, or nothing is listened to any more."""
+        if self.closed or self.paused:
+            return
         if self._scarce and self._next_descriptor() >= self._ceiling:
             self._pause(errno.EMFILE)
             return

@@ -108,13 +108,13 @@ class Serving:
     def pause(self) -> tuple[list[Record], dict[int, int]]:
         """Stops accepting; see `handover.Old`."""
         for server in self._servers:
-            server.stop_accepting()
+            server.pause()
         return self.core.registry.records(), self._listener.ports.pause()
 
     def resume(self) -> None:
         """Accepts again."""
         for server in self._servers:
-            server.start_accepting()
+            server.resume()
         self._listener.ports.resume()
 
     def hand_over(self, successor: Successor) -> None:

@@ -80,13 +80,13 @@ class TcpPorts:
     def pause(self) -> dict[int, int]:
         """Stops accepting everywhere: the listening descriptors by port, which stay this process's."""
         for server in self._servers.values():
-            server.stop_accepting()
+            server.pause()
         return {int(server.address[1]): server.socket.fileno() for server in self._servers.values()}
 
     def resume(self) -> None:
         """Accepts again."""
         for server in self._servers.values():
-            server.start_accepting()
+            server.resume()
 
     def close(self, tunnel: Tunnel) -> None:
         """Releases the tunnel's port at once; its visitors go on. Idempotent."""

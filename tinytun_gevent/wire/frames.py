@@ -24,6 +24,11 @@ KNOWN_TYPES: Final = CONTINUATION
 """Highest frame type of RFC 9113; later ones are ignored (§5.5), and skipped here unread."""
 
 
+FRAMES_AT_ONCE: Final = 1024
+"""Frames after which :meth:`FrameSplitter.feed` stops: a megabyte holds a hundred thousand of one byte each,
+which kept everybody else waiting for a second. In ordinary traffic it holds some dozens."""
+
+
 class FrameTooLongError(Exception):
     """A declared frame length is over the limit; nothing of the frame was kept."""
 
@@ -64,14 +69,14 @@ class FrameSplitter:
         #: Whether the frame being handed over came inside a header block (RFC 9113 §4.3).
         self.in_block = False
 
-    def feed(self, view: memoryview) -> None:
-        """Takes the bytes of one read.
+    def feed(self, view: memoryview) -> memoryview:
+        """Takes the bytes of one read, up to :data:`FRAMES_AT_ONCE` frames of them; returns what is left.
 
-        Raises :class:`FrameTooLongError`, and whatever the handler raises.
+        That has to be fed next. Raises :class:`FrameTooLongError`, and whatever the handler raises.
         """
         if self._partial:
             view = self._complete_partial(view)
-        position, end = 0, len(view)
+        position, end, frames = 0, len(view), FRAMES_AT_ONCE
         while position < end:
             if self.data_left:
                 position = self._pass_data(view, position, end)
@@ -81,11 +86,15 @@ class FrameSplitter:
                 position += skipped
             elif end - position < FRAME_HEAD:
                 self._keep(view[position:], FRAME_HEAD)
-                return
-            else:
+                break
+            elif frames:
+                frames -= 1
                 position = self._begin(view, position, end)
                 if position < 0:
-                    return
+                    break
+            else:
+                return view[position:]
+        return view[end:]
 
     def _begin(self, view: memoryview, position: int, end: int) -> int:
         """Starts the frame at ``position``: where to go on, or -1 if it has to be waited for."""

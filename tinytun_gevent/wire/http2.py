@@ -263,8 +263,13 @@ class Connection(H2Connection):
             return stream_id not in self.streams and self.is_over(stream_id)
         return closed_by is StreamClosedBy.SEND_RST_STREAM
 
+    def reset_stream(self, stream_id: int, error_code: int = 0) -> None:
+        """Sends RST_STREAM because we want to, which :meth:`take_resets` does not count."""
+        super().reset_stream(stream_id, error_code)
+        self._resets_made -= 1
+
     def take_resets(self) -> int:
-        """How many RST_STREAM frames h2 has made since the last call."""
+        """How many RST_STREAM frames the peer has made h2 send since the last call."""
         made, self._resets_made = self._resets_made, 0
         return made
 
