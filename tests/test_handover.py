@@ -100,6 +100,26 @@ def test_a_successor_gets_names_ports_and_visitors(old: OldWorker, tmp_path: Pat
         here.close()
 
 
+def test_after_half_a_visitor_no_other_one_is_passed_on() -> None:
+    """A successor that hangs gets what it was sent whole, and then the end: the others stay."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    successor, there = Successor(Channel(one, 0.05)), Channel(other, 5)
+    here, visitor = native.socketpair()
+    big = Moved(None, ("192.0.2.1", 5), 443, bytes(100_000))
+    with here, visitor, deadline():
+        passed = 0
+        while successor.take(visitor, big):
+            passed += 1
+        received = gevent.spawn(lambda: [there.receive() for _ in range(passed)])
+        assert not successor.take(visitor, Moved(None, ("192.0.2.1", 5), 443, b""))
+        for message in received.get():
+            assert message is not None
+            os.close(message[1][0])
+        with pytest.raises(OSError, match="within a message"):
+            there.receive()
+        there.close()
+
+
 def test_more_ports_than_one_message_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "MOST_DESCRIPTORS", 2)
     worker = OldWorker(ports=5)

@@ -14,7 +14,7 @@ import pytest
 from conftest import StartServer
 from h2.events import ConnectionTerminated, DataReceived
 from helpers import free_tunnel_ports
-from raw_client import RawClient
+from raw_client import GOAWAY, RawClient
 from support import (
     Response,
     connect,
@@ -29,10 +29,17 @@ from support import (
 )
 
 from tinytun_gevent import TunnelServer
+from tinytun_gevent.registry import Record, Registry, Tunnel
+from tinytun_gevent.server.leases import Leases
+from tinytun_gevent.server.storage import Storage
+from tinytun_gevent.wire.handshake import Kind
 
 pytestmark = pytest.mark.usefixtures("fast_clock")
 
 Later = Future[Response]
+
+SETTINGS = bytes(3) + b"\x04" + bytes(5)
+"""A client's first frame, with nothing in it."""
 
 
 @pytest.fixture
@@ -139,6 +146,17 @@ def test_leases_can_be_switched_off(start_server: StartServer) -> None:
         eventually(lambda: not server.registry.tunnels)
 
 
+def test_a_reload_waits_for_clients_also_without_leases() -> None:
+    registry = Registry(["localhost"], lease=0)
+    given_up: list[Tunnel] = []
+    leases = Leases(registry, Storage(None), given_up.append)
+    (restored,) = leases.start([Record(Kind.HTTP, "demo", "0" * 32, "", False)])
+    leases.tick(time.monotonic() + 5)
+    assert not given_up
+    leases.tick(time.monotonic() + 15)
+    assert given_up == [restored]
+
+
 def test_a_leased_name_is_not_listed(server: TunnelServer) -> None:
     with RawClient(server, resume=b"") as client:
         lose(client)
@@ -180,6 +198,21 @@ def test_a_session_that_does_not_come_up_leaves_the_lease(start_server: StartSer
         pass
 
 
+def test_a_name_that_was_never_served_is_not_kept(server: TunnelServer) -> None:
+    """Its client has not taken in the token, and would be told that its own name is taken."""
+    assert wish(server, b"x-tinytun-resume:")[0] == 101  # and is gone again
+    eventually(lambda: not server.registry.tunnels)
+
+
+def test_a_goodbye_with_the_first_frames_frees_the_name(server: TunnelServer) -> None:
+    with connect(server.connection_port) as hasty:
+        hasty.sendall(b"CONNECT a:1 HTTP/1.1\r\nx-tinytun-subdomain: demo\r\nx-tinytun-resume:\r\n\r\n")
+        assert read_head(hasty).status == 101
+        hasty.sendall(SETTINGS + GOAWAY)
+        eventually(lambda: not server.registry.tunnels)
+        assert get(server.proxy_port).status == 404
+
+
 def test_one_of_several_sessions_lost_leases_nothing(server: TunnelServer) -> None:
     with RawClient(server, resume=b"") as first, RawClient(server, join=first):
         lose(first)
@@ -204,6 +237,34 @@ def test_while_another_session_joins_visitors_wait_for_it(
         with RawClient(server, resume=first.token) as again:
             answer(again, b"in the end")
             assert waiting.result().body == b"in the end"
+
+
+@pytest.mark.parametrize("joins", [True, False], ids=["join", "claim"])
+def test_who_was_promised_a_session_before_the_owner_came_back_gets_none(
+    server: TunnelServer, joins: bool
+) -> None:
+    with RawClient(server, resume=b"") as first, connect(server.connection_port) as late:
+        line = b"x-tinytun-subdomain: demo\r\nx-tinytun-resume: " + first.token
+        if joins:
+            line = b"x-tinytun-join: %b %b" % (first.connection_id, first.key)
+        late.sendall(b"CONNECT a:1 HTTP/1.1\r\n" + line + b"\r\n\r\n")
+        assert read_head(late).status == 101
+        with RawClient(server, resume=first.token):
+            late.sendall(SETTINGS)
+            assert b"replaced" in read_rest(late)
+            tunnel = server.registry.tunnels["demo"]
+            eventually(lambda: not tunnel.promised)
+            assert len(tunnel.sessions) == 1
+            assert tunnel.ready
+
+
+def test_the_key_of_sessions_before_joins_nothing(server: TunnelServer) -> None:
+    with RawClient(server, resume=b"") as first, RawClient(server, resume=first.token) as again:
+        assert again.key != first.key
+        with connect(server.connection_port) as late:
+            line = b"x-tinytun-join: %b %b" % (first.connection_id, first.key)
+            late.sendall(b"CONNECT a:1 HTTP/1.1\r\n" + line + b"\r\n\r\n")
+            assert read_head(late).status == 404
 
 
 # -- visitors meanwhile -------------------------------------------------------
@@ -358,6 +419,25 @@ def test_names_outlive_a_restart(start_server: StartServer, tmp_path: Path) -> N
                 stream_id, _ = back.next_request_data()
                 back.send(stream_id, b"welcome", end=True)
                 assert read_rest(visitor) == b"welcome"
+
+
+def test_a_port_that_is_not_free_stays_its_owners(start_server: StartServer, tmp_path: Path) -> None:
+    (port,) = free_tunnel_ports(1)
+    options = {"state_dir": str(tmp_path), "tcp_ports": "20000-32000"}
+    server = start_server(**options)
+    with RawClient(server, port=port, resume=b"") as client:
+        server.stop()
+        client.next(ConnectionTerminated)
+    with socket.create_server(("127.0.0.1", port)):
+        server = start_server(**options)
+        with connect(server.connection_port) as early:
+            line = b"x-tinytun-type: tcp\r\nx-tinytun-port: %d\r\nx-tinytun-resume: %b" % (port, client.token)
+            early.sendall(b"CONNECT a:1 HTTP/1.1\r\n" + line + b"\r\n\r\n")
+            assert read_head(early).status == 409
+        assert is_leased(server, port)
+        assert not server.registry.tunnels[port].promised
+    with RawClient(server, port=port, resume=client.token) as again:
+        assert again.connection_id == client.connection_id
 
 
 def test_the_file_follows_what_comes_and_goes(

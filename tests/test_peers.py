@@ -16,6 +16,8 @@ from typing import Any
 import gevent
 import pytest
 from free_ports import free_ports
+from raw_client import RawClient
+from support import eventually
 
 from tinytun_gevent import Tunnel, TunnelServer
 from tinytun_gevent.background import run_in_hub
@@ -398,6 +400,20 @@ def test_a_tunnel_that_has_moved_is_found_at_its_new_place(
     connection.close()
 
 
+def test_a_client_who_was_lost_here_is_found_at_his_new_place(
+    cluster: list[TunnelServer], page: int
+) -> None:
+    """The name is still leased where he was, but he has gone to another node."""
+    first, second, _ = cluster
+    with RawClient(first, "app", resume=b""):
+        pass
+    eventually(lambda: first.registry.tunnels["app"].leased_until is not None)
+    connection = http.client.HTTPConnection("127.0.0.1", first.proxy_port, timeout=DEADLINE)
+    with Tunnel(page, server=second.url, subdomain="app"):
+        assert visit(connection, "app.localhost")[0] == 200
+    connection.close()
+
+
 @contextmanager
 def echo_service() -> Iterator[int]:
     class Echo(socketserver.BaseRequestHandler):
@@ -415,10 +431,17 @@ def echo_service() -> Iterator[int]:
 
 
 @pytest.mark.skipif(not is_local(BALANCER), reason=f"{BALANCER} is no address of this machine")
-def test_a_tcp_visitor_is_forwarded_to_the_peer_that_has_the_port(cluster: list[TunnelServer]) -> None:
+@pytest.mark.parametrize("lost", [False, True], ids=["elsewhere", "lost here"])
+def test_a_tcp_visitor_is_forwarded_to_the_peer_that_has_the_port(
+    cluster: list[TunnelServer], lost: bool
+) -> None:
     first, second, _ = cluster
     with echo_service() as target, Tunnel(target, kind="tcp", server=second.url) as tunnel:
         port = int(str(tunnel.url).rpartition(":")[2])
+        if lost:
+            with RawClient(first, port=port, resume=b""):
+                pass
+            eventually(lambda: first.registry.tunnels[port].leased_until is not None)
         header = proxyproto.build_v2(("192.0.2.9", 1234), ("198.51.100.1", port))
         for server in (first, second):
             place = ("127.0.0.1", server.tcp_proxy_port)

@@ -690,3 +690,25 @@ def test_a_refused_stream_goes_before_those_who_wait(server: TunnelServer) -> No
                 assert head.startswith(b"GET %b HTTP/1.1" % target)
                 client.send(stream_id, respond(target, b"Connection: close"), end=True)
                 assert read_response(sock).body == target
+
+
+def test_of_those_who_wait_for_a_stream_only_so_many_wait_for_a_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """When the client is lost, the last ones in a queue that is longer than that give up."""
+    monkeypatch.setattr(pool_module, "LOOK_AGAIN", 0.02)
+    pool: Any = StreamPool(DEADLINE, park=DEADLINE, places=2)
+    session = FakeSession(1)
+    pool.add(session)
+    pool.acquire()
+    queue = Queue(pool)
+    for who in range(4):
+        queue.ask(who)
+    pool.remove(session)
+    pool.expect()
+    queue.wait(2)
+    assert sorted(cast(Any, queue.served)) == [2, 3]
+    assert all(isinstance(result, SessionClosedError) for _, result in queue.got)
+    pool.add(FakeSession(2))
+    queue.wait(4)
+    assert queue.served[2:] == [0, 1]

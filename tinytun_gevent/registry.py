@@ -59,7 +59,7 @@ class Tunnel:
     resumable: bool = False
     #: Until when it is leased, in monotonic seconds; None while it is not.
     leased_until: float | None = None
-    #: The secret with which the opener's further sessions join it.
+    #: The secret with which the opener's further sessions join it; a new one with each claim.
     key: str = field(default_factory=random_id, repr=False)
     #: Sessions that carry its visitors; empty while the client is away.
     sessions: list[Session] = field(default_factory=list)
@@ -156,7 +156,8 @@ class Registry:
         """Takes a name (``Kind.HTTP``) or a port, None meaning any, and keeps a place for a session.
 
         Whoever shows the name's token as ``resume`` gets the tunnel that has it, with its id, its
-        counters, the visitors who wait for it, and what sessions it still has: those are to be ended.
+        counters, the visitors who wait for it, and what sessions it still has: those are to be ended, and
+        so are those that were promised with another ``key``.
 
         The caller gives the place back (``promised``) and releases the tunnel, whatever becomes of
         it. Raises NameTakenError (409), TryLaterError (503: the server is full), RefusedError (400:
@@ -170,6 +171,7 @@ class Registry:
             raise NameTakenError(f"{'Subdomain' if kind is Kind.HTTP else 'Port'} not available")
         tunnel.kind, tunnel.host_header, tunnel.remote = kind, host_header, remote
         tunnel.opener, tunnel.resumable = opener, resume is not None
+        tunnel.key = random_id()
         tunnel.promised += 1
         return tunnel
 
@@ -253,10 +255,13 @@ class Registry:
             self.opened += 1
             self._changed(tunnel)
 
-    def lease(self, tunnel: Tunnel, now: float) -> None:
-        """Keeps the name of a tunnel that was lost at monotonic time ``now``, for its owner only."""
+    def lease(self, tunnel: Tunnel, now: float, at_least: float = 0.0) -> None:
+        """Keeps the name of a tunnel that was lost at monotonic time ``now``, for its owner only.
+
+        ``at_least`` is in seconds, for when leases are shorter or switched off.
+        """
         tunnel.ready = False
-        tunnel.leased_until = now + self._lease
+        tunnel.leased_until = now + max(self._lease, at_least)
 
     def expired(self, now: float) -> list[Tunnel]:
         """The tunnels whose lease is over and that nobody is about to resume: to be released."""
@@ -278,7 +283,7 @@ class Registry:
             if tunnel.ready or tunnel.leased_until is not None
         ]
 
-    def restore(self, record: Record, now: float) -> Tunnel | None:
+    def restore(self, record: Record, now: float, at_least: float = 0.0) -> Tunnel | None:
         """Leases a name that another process has remembered; None if it cannot be had (any more)."""
         name = record.name
         possible = is_subdomain(name) if isinstance(name, str) else name in self._tcp_ports
@@ -287,7 +292,7 @@ class Registry:
             return None
         tunnel = self._new(record.kind, record.name, record.id)
         tunnel.opener, tunnel.resumable = record.opener, record.resumable
-        self.lease(tunnel, now)
+        self.lease(tunnel, now, at_least)
         return tunnel
 
     def release(self, tunnel: Tunnel) -> None:

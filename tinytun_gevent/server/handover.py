@@ -93,6 +93,7 @@ class Successor:
             self._channel.send(message, [sock.fileno()])
         except OSError as error:
             log.debug("a visitor could not be passed on: %s", error)
+            self._channel.close()  # behind half a message, a whole one would be taken for nonsense
             return False
         return True
 

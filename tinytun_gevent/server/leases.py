@@ -18,6 +18,9 @@ log = logging.getLogger("tinytun_gevent.server")
 PAUSE: Final = 1.0
 """Seconds between two writes of the file at least, however fast tunnels come and go."""
 
+COME_BACK: Final = 10.0
+"""Seconds at least for the clients of a process that still ran, whose visitors wait here: they come within
+one or two, also where LEASE_SECONDS is 0."""
 
 LAST_WRITE: Final = 2.0
 """Seconds for a write that is under way when the server stops; a disk that hangs is not waited for."""
@@ -43,7 +46,8 @@ class Leases:
         """Leases the names of ``records`` (None: those in the file), and follows the registry from now on."""
         now = time.monotonic()
         known = self._storage.read_leases() if records is None else records
-        restored = [tunnel for record in known if (tunnel := self._registry.restore(record, now))]
+        at_least = 0.0 if records is None else COME_BACK
+        restored = [tunnel for record in known if (tunnel := self._registry.restore(record, now, at_least))]
         self._registry.on_change = self._dirty.set
         if self._storage.directory is not None:
             if records is not None:

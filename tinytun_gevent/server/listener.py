@@ -142,16 +142,23 @@ class Listener:
                 if self._must_listen(request.kind):
                     self.ports.listen(tunnel)
             except NameTakenError:
-                self.release(tunnel)
+                self._withdraw(tunnel, request)
                 if request.port is not None:
                     raise
             except BaseException:
-                self.release(tunnel)
+                self._withdraw(tunnel, request)
                 raise
             else:
                 self._replace_sessions(tunnel)
                 return tunnel
         raise TryLaterError("No port is available", 503, 5)
+
+    def _withdraw(self, tunnel: Tunnel, request: OpenRequest) -> None:
+        """A claim has failed: its owner keeps what he had, a lease or sessions; anybody else had nothing."""
+        tunnel.promised -= 1
+        leased = tunnel.leased_until is not None and request.resume
+        if not leased and not tunnel.sessions and not tunnel.promised:
+            self.release(tunnel)
 
     def _replace_sessions(self, tunnel: Tunnel) -> None:
         """Ends the sessions that a tunnel has; its visitors wait for the one that has just been promised."""
@@ -188,6 +195,7 @@ class Listener:
 
         Raises :class:`SessionError`, or ``OSError`` from the 101.
         """
+        key = tunnel.key
         try:
             sock.settimeout(self._core.config.handshake_timeout)
             sock.sendall(handshake.build_reply(_reply(self._core.registry, tunnel, request)))
@@ -196,7 +204,7 @@ class Listener:
             session.on_close.append(lambda session: self._ended(tunnel, session))
             try:
                 session.start(self._core.config.handshake_timeout)
-                self._open(tunnel, session, joins=request.join is not None)
+                self._open(tunnel, session, key, joins=request.join is not None)
             except BaseException:
                 session.close()
                 raise
@@ -204,9 +212,14 @@ class Listener:
         finally:
             tunnel.promised -= 1
 
-    def _open(self, tunnel: Tunnel, session: Session, joins: bool) -> None:
-        if joins and not self._core.registry.holds(tunnel):  # its last session has ended meanwhile
+    def _open(self, tunnel: Tunnel, session: Session, key: str, joins: bool) -> None:
+        """Adds a session that was promised while ``key`` was the tunnel's; raises SessionClosedError."""
+        if not self._core.registry.holds(tunnel):  # its last session has ended meanwhile
             raise SessionClosedError("the tunnel is gone")
+        if key != tunnel.key:
+            replaced = SessionClosedError(REPLACED)
+            session.close(replaced, CANCEL)
+            raise replaced
         self._core.pool_of(tunnel).add(session)
         self._core.registry.establish(tunnel)
         if self._core.draining:
@@ -247,14 +260,15 @@ class Listener:
     def _settle(self, tunnel: Tunnel, *, keep: bool = True) -> None:
         """What becomes of a tunnel that may have lost its last session: nothing, while another one serves it.
 
-        Its name waits for its owner, if he has a token and did not say goodbye.
+        Its name waits for its owner, if he has a token, was served once and did not say goodbye.
         """
-        registry = self._core.registry
+        registry, was_served = self._core.registry, tunnel.ready or tunnel.leased_until is not None
+        keep = keep and was_served and tunnel.resumable and self._core.config.lease_seconds > 0
         if tunnel.takes_visitors or not registry.holds(tunnel):
             return
         if tunnel.promised:
             self._core.pool_of(tunnel).expect()
-        elif not keep or not tunnel.resumable or not self._core.config.lease_seconds or self._core.draining:
+        elif not keep or self._core.draining:
             self.release(tunnel)
         elif tunnel.leased_until is None:
             registry.lease(tunnel, time.monotonic())

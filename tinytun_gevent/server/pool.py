@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from itertools import islice
 from typing import Final
 
 from gevent.event import Event
@@ -119,7 +120,8 @@ class StreamPool:
     def __init__(self, wait: float, park: float = 10.0, places: int = 256) -> None:
         """``wait`` is how long a visitor waits for a free stream, ``park`` for a session, in seconds.
 
-        ``places`` is how many may wait for a session at once.
+        ``places`` is how many may wait for a session at once; of those who waited for a stream when the
+        last session was lost, the others give up.
         """
         self.sessions: list[Session] = []
         #: Whether a session is on its way, or expected to come back.
@@ -250,9 +252,16 @@ class StreamPool:
                         return stream
                 if not patience.left(self._is_away):
                     raise patience.error()
+                if self._is_away and len(self._waiting) > self._places:
+                    self._check_place(turn)
         finally:
             self._waiting.remove(turn)
             self._wake_first()
+
+    def _check_place(self, turn: Event) -> None:
+        """Raises SessionClosedError for one behind those who may wait for a session."""
+        if not any(turn is other for other in islice(self._waiting, self._places)):
+            raise SessionClosedError("too many visitors wait for the tunnel's client")
 
     @property
     def _is_away(self) -> bool:

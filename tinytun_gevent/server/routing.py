@@ -20,20 +20,24 @@ HOP_FIELD: Final = b"X-Tinytun-Hop"
 def find_route(core: ServerCore, request: RequestHead, caller: str) -> Tunnel | Peer | Failure:
     """Who gets ``request``, which came from the address ``caller``, or what the visitor is told.
 
-    Blocks while peers are asked for a name that is unknown here. A request that a peer has
-    forwarded is not sent on, so it cannot go round in circles.
+    Blocks while peers are asked for a name that is unknown here, or whose client was lost: he may have
+    come back at another node. A request that a peer has forwarded is not sent on, so it cannot go round
+    in circles.
     """
     registry = core.registry
     tunnel = registry.find_host(request.host)
-    if tunnel is not None:
+    if tunnel is not None and (tunnel.leased_until is None or not core.peers):
         return tunnel
     label = registry.label_of(request.host)
     if label is not None and not is_subdomain(label):
         label = None
     if label is not None and core.peers and not (core.peers.is_peer(caller) and _is_marked(request)):
         peer = core.peers.find(label)
-        if peer is not None:
+        tunnel = registry.find_host(request.host)  # meanwhile things may have changed
+        if peer is not None and (tunnel is None or tunnel.leased_until is not None):
             return peer
+    if tunnel is not None:
+        return tunnel
     if label is not None:
         return Failure(404, f"There is no tunnel {request.host}.")
     if registry.is_ours(request.host):

@@ -26,6 +26,7 @@ from tinytun_gevent.server import proxied
 from tinytun_gevent.server.accepting import Acceptor
 from tinytun_gevent.server.addresses import bracketed, listen, plain
 from tinytun_gevent.server.handover import Moved
+from tinytun_gevent.server.peers import Peer
 from tinytun_gevent.server.upstream import PeerConnection
 from tinytun_gevent.sockets import End, Socket, end_of
 from tinytun_gevent.stream import Stream, Upstream
@@ -142,20 +143,28 @@ class TcpFront:
             end.close()
             return
         source, destination = plain(header.source), plain(header.destination)
-        tunnel = self._core.registry.find_port(destination[1])
-        if tunnel is not None:
-            self._visitors.serve(tunnel, end, source, bytes(buffer))
+        route = self._find_route(destination[1], caller)
+        if isinstance(route, Tunnel):
+            self._visitors.serve(route, end, source, bytes(buffer))
+        elif route is not None:
+            self._send_to_peer(end, route, source, destination, bytes(buffer))
         else:
-            self._send_to_peer(end, caller, source, destination, bytes(buffer))
+            end.abort()
+
+    def _find_route(self, port: int, caller: str) -> Tunnel | Peer | None:
+        """Who has a port: a peer, too, if our client was lost. Blocks while peers are asked."""
+        core = self._core
+        tunnel = core.registry.find_port(port)
+        if (tunnel is None or tunnel.leased_until is not None) and not core.peers.is_peer(caller):
+            peer = core.peers.find(port)
+            tunnel = core.registry.find_port(port)  # meanwhile things may have changed
+            if peer is not None and (tunnel is None or tunnel.leased_until is not None):
+                return peer
+        return tunnel
 
     def _send_to_peer(
-        self, end: End, caller: str, source: Address, destination: Address, early: bytes
+        self, end: End, peer: Peer, source: Address, destination: Address, early: bytes
     ) -> None:
-        peers = self._core.peers
-        peer = None if peers.is_peer(caller) else peers.find(destination[1])
-        if peer is None:
-            end.abort()
-            return
         try:
             upstream = PeerConnection((peer.host, peer.tcp_proxy_port))
         except SessionError:
