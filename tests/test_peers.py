@@ -400,9 +400,7 @@ def test_a_tunnel_that_has_moved_is_found_at_its_new_place(
     connection.close()
 
 
-def test_a_client_who_was_lost_here_is_found_at_his_new_place(
-    cluster: list[TunnelServer], page: int
-) -> None:
+def test_a_client_who_was_lost_here_is_found_at_his_new_place(cluster: list[TunnelServer], page: int) -> None:
     """The name is still leased where he was, but he has gone to another node."""
     first, second, _ = cluster
     with RawClient(first, "app", resume=b""):
