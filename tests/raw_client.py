@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import socket
 import threading
@@ -107,6 +108,14 @@ class RawClient:
             if isinstance(event, kind):
                 return event
         raise EOFError
+
+    def seen(self) -> list[Event | None]:
+        """What has come and was not asked for yet, after a moment for what is under way."""
+        events: list[Event | None] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                events.append(self._events.get(timeout=0.2))
+        return events
 
     def next_request(self) -> tuple[int, bytes]:
         """The next stream, accepted, and the request head that came on it."""

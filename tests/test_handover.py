@@ -14,6 +14,7 @@ from pathlib import Path
 import gevent
 import pytest
 from gevent import socket
+from h2.events import ConnectionTerminated
 from helpers import deadline, free_tunnel_ports, wait_until
 from local_service import LocalService
 from raw_client import RawClient
@@ -298,6 +299,25 @@ def test_visitors_who_wait_for_a_client_wait_in_the_new_worker(server: ServerPro
             stream_id, data = tcp.next_request_data()
             tcp.send(stream_id, b"welcome, " + data, end=True)
             assert read_rest(raw) == b"welcome, hello"
+
+
+def test_a_client_without_token_hears_of_a_reload_when_its_visitors_have_their_answers(
+    server: ServerProcess,
+) -> None:
+    """The original's ends at once then, and with it everything that it carries."""
+    with RawClient(server, "app") as client, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(get, server.proxy_port, "app")
+        stream_id, _ = client.next_request()
+        reload(server)
+        assert not [event for event in client.seen() if isinstance(event, ConnectionTerminated)]
+        client.send(stream_id, respond(b"as if nothing were"))
+        assert asked.result(DEADLINE).body == b"as if nothing were"
+        client.next(ConnectionTerminated)
+        waiting = pool.submit(get, server.proxy_port, "app")
+        with RawClient(server, "app") as again:
+            stream_id, _ = again.next_request()
+            again.send(stream_id, respond(b"here"))
+            assert waiting.result(DEADLINE).body == b"here"
 
 
 def connections(server: ServerProcess) -> int:

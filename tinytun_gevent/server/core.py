@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import gevent
 from gevent import socket
 from gevent.event import Event
 
@@ -27,6 +28,11 @@ log = logging.getLogger("tinytun_gevent.server")
 
 RETRY_AFTER: Final = 1.0
 """Seconds after which a client turned away by a draining server tries again: its successor is up."""
+
+
+QUIET: Final = 2.0
+"""Seconds that the visitors of a client of the original's kind get for their answers on a reload; the others
+wait for it as long."""
 
 
 class Front(Protocol):
@@ -185,8 +191,24 @@ class ServerCore:
             pool.end_idle()
             if not tunnel.takes_visitors:
                 pool.close()  # its client will not come back here
-            for session in list(tunnel.sessions):
-                session.goaway()
+            if self.successor is None or tunnel.resumable:
+                _say_goodbye(tunnel)
+            else:
+                gevent.spawn(_part_quietly, tunnel, pool)
+
+
+def _say_goodbye(tunnel: Tunnel) -> None:
+    for session in list(tunnel.sessions):
+        session.goaway()
+
+
+def _part_quietly(tunnel: Tunnel, pool: StreamPool) -> None:
+    """Says goodbye when nothing runs: a client that knows no tokens ends at once, with all that it carries.
+
+    Meanwhile its further visitors wait in the process that serves now.
+    """
+    pool.wait_quiet(QUIET)
+    _say_goodbye(tunnel)
 
 
 def _log_exchange(exchange: Observed) -> None:

@@ -134,6 +134,8 @@ class StreamPool:
         self._only: _Lane | None = None
         self._leaving: list[Stream] = []
         self._waiting: deque[Event] = deque()
+        #: Set when a stream has become free; made by whoever waits for that.
+        self._freed: Event | None = None
 
     @property
     def idle_count(self) -> int:
@@ -190,6 +192,19 @@ class StreamPool:
                 return stream
         return self._queue(reuse, retriable, first, visitor)
 
+    @property
+    def in_use(self) -> int:
+        """Streams that carry a visitor now."""
+        leaving = sum(not stream.closed for stream in self._leaving)
+        return sum(session.stream_count for session in self.sessions) - self.idle_count - leaving
+
+    def wait_quiet(self, timeout: float) -> None:
+        """Blocks until no stream carries a visitor, ``timeout`` seconds at most."""
+        until = time.monotonic() + timeout
+        while self.in_use and (left := until - time.monotonic()) > 0:
+            self._freed = Event()
+            self._freed.wait(left)
+
     def release(self, stream: Stream) -> None:
         """Takes back a stream whose exchange ended cleanly, for the next one."""
         lane = self._lanes.get(stream.session)
@@ -199,7 +214,7 @@ class StreamPool:
         stream.rest()
         stream.receiver = _Resting(self, stream)
         lane.idle.append(stream)
-        self._wake_first()
+        self._note_free()
 
     def drop(self, stream: Stream) -> None:
         """Forgets an idle stream that has ended."""
@@ -332,7 +347,12 @@ class StreamPool:
         return stream.receiver.since if isinstance(stream.receiver, _Resting) else 0.0
 
     def _room(self, session: Session) -> None:
+        self._note_free()
+
+    def _note_free(self) -> None:
         self._wake_first()
+        if self._freed is not None:
+            self._freed.set()
 
     def _wake_all(self) -> None:
         for turn in self._waiting:
