@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -138,8 +138,19 @@ class Scene:
         self.victim = victim
         self._pulse = pulse
 
-    def suffer(self, attack: Attack, link: Link) -> None:
-        """Plays ``attack`` and holds the victim to all that is promised of it."""
+    def suffer(self, attack: Attack, connect: Callable[[], Link]) -> None:
+        """Plays ``attack`` and holds the victim to all that is promised of it.
+
+        What a process does for the first time, or has left for its next garbage collection, looks like
+        a cost now and then; what an attack costs, it costs each time. So memory counts if it is needed twice.
+        """
+        cost = self._play(attack, connect())
+        if cost > MEMORY:
+            cost = self._play(attack, connect())
+        assert cost <= MEMORY, f"{cost} KiB"
+
+    def _play(self, attack: Attack, link: Link) -> int:
+        """Plays it once: KiB that the victim needed for it at its peak."""
         victim, pulse = self.victim, self._pulse
         lines, visits = len(victim.log), len(pulse.took)
         before = victim.forget_peak()
@@ -149,12 +160,12 @@ class Scene:
             assert end.after <= attack.seconds, end
             eventually(lambda: len(pulse.took) > visits + 1)  # one that began after the attack
         cost = victim.size() - before
-        assert cost <= MEMORY, f"{cost} KiB"
         assert not pulse.errors
         assert max(pulse.took[visits:]) < SLOWEST
         if 0 not in attack.codes:  # what ends with a goodbye is worth no warning
             self._check_log(lines, attack, link)
         print(f"{attack.name}: GOAWAY {end.code} after {1000 * end.after:.0f} ms, {cost} KiB")
+        return cost
 
     def _check_log(self, seen: int, attack: Attack, link: Link) -> None:
         """One warning, with the peer's address and the code that GOAWAY has said, or should have."""
@@ -217,13 +228,13 @@ def test_a_server_withstands_a_malicious_client(attacked_server: tuple[Scene, in
             visitor = visitors.enter_context(connect(proxy_port))
             visitor.sendall(request("evil"))
 
-        scene.suffer(ATTACKS[name], as_client(port, "evil", visit))
+        scene.suffer(ATTACKS[name], lambda: as_client(port, "evil", visit))
 
 
 @pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if SERVER in attack.roles])
 def test_a_client_withstands_a_malicious_server(attacked_client: tuple[Scene, FakeServer], name: str) -> None:
     scene, evil = attacked_client
-    scene.suffer(ATTACKS[name], evil.accept())
+    scene.suffer(ATTACKS[name], evil.accept)
 
 
 def test_a_client_that_was_attacked_serves_again_and_reaches_its_target_only(
