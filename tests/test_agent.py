@@ -395,7 +395,7 @@ def test_a_goodbye_with_a_fault_is_no_reload(server: FakeServer, monkeypatch: py
 
 
 def answers_and_dies(agent: Agent, session: Session) -> None:
-    assert session.first_answer.wait(DEADLINE)
+    assert session.keep_alive.first_answer.wait(DEADLINE)
     assert agent.connected.wait(DEADLINE)
     cut(session)
 

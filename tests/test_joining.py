@@ -436,7 +436,7 @@ def test_stop_leaves_no_session_that_began_while_visitors_finished(
         stopped.set()
         until(lambda: len(server.all) == 2)
         second = server.all[1]
-        until(lambda: second.first_answer.is_set() or second.closed.is_set())
+        until(lambda: second.keep_alive.first_answer.is_set() or second.closed.is_set())
         stream.shutdown()
         collector.whole()
         stopping.get()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from typing import Any
 
 import gevent
 import pytest
@@ -71,9 +73,9 @@ def test_both_sides_know_each_other_s_limits_and_have_measured_the_path() -> Non
         assert pair.opener.peer_max_streams == 7
         assert pair.acceptor.peer_max_streams == 0
         with deadline():
-            pair.opener.first_answer.wait()
-            pair.acceptor.first_answer.wait()
-        assert 0 < pair.opener.min_rtt < 1
+            pair.opener.keep_alive.first_answer.wait()
+            pair.acceptor.keep_alive.first_answer.wait()
+        assert 0 < pair.opener.keep_alive.min_rtt < 1
         assert pair.opener.error is None
 
 
@@ -536,7 +538,7 @@ def test_the_round_trip_is_asked_for_several_times_at_the_start() -> None:
                 peer.wait(PingFrame)
             starting.get()
             wait_until(lambda: not session.keep_alive.liveness.awaited)
-        assert 0 < session.min_rtt < 5
+        assert 0 < session.keep_alive.min_rtt < 5
     finally:
         session.close()
         theirs.close()
@@ -858,19 +860,28 @@ def test_only_the_answer_to_our_own_ping_is_one() -> None:
         assert session.keep_alive.liveness.awaited
         peer.send(PingFrame(0, asked.opaque_data, flags=["ACK"]))
         with deadline():
-            session.first_answer.wait()
+            session.keep_alive.first_answer.wait()
 
 
-def test_a_peer_that_makes_us_answer_and_reads_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it makes us answer is less than any limit, and it takes nothing of what is on its way to it."""
+@contextlib.contextmanager
+def jammed(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> Iterator[tuple[Session, RawPeer, gevent.Greenlet[Any, None]]]:
+    """A session that sends ``count`` bytes to a peer that has not read any yet, with short patience."""
     monkeypatch.setattr(incoming, "STALLED", 0.05)
     monkeypatch.setattr(writer, "CONTROL_LIMIT", 1000)
     with raw_peer(opener=True) as (session, peer, _):
         inbox = Inbox(session.open())
         peer.send(headers_frame(1, b"\x88"), WindowUpdateFrame(1, 2**30), WindowUpdateFrame(0, 2**30))
         session.flush()
-        sender = gevent.spawn(inbox.stream.sendall, bytes(64 * MIB))
+        sender = gevent.spawn(inbox.stream.sendall, bytes(count))
         wait_until(lambda: session.writer.unsent)
+        yield session, peer, sender
+
+
+def test_a_peer_that_makes_us_answer_and_reads_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it makes us answer is less than any limit, and it takes nothing of what is on its way to it."""
+    with jammed(monkeypatch, 64 * MIB) as (session, peer, sender):
         stopped = session.writer.sent
         wait_until(lambda: session.writer.unsent and session.writer.sent == stopped)
         peer.send(PingFrame(0, b"12345678").serialize() * 100)
@@ -885,14 +896,7 @@ def test_a_peer_that_makes_us_answer_and_reads_nothing_is_left(monkeypatch: pyte
 def test_a_slow_peer_that_makes_us_answer_is_none_that_reads_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(incoming, "STALLED", 0.05)
-    monkeypatch.setattr(writer, "CONTROL_LIMIT", 1000)
-    with raw_peer(opener=True) as (session, peer, _):
-        inbox = Inbox(session.open())
-        peer.send(headers_frame(1, b"\x88"), WindowUpdateFrame(1, 2**30), WindowUpdateFrame(0, 2**30))
-        session.flush()
-        sender = gevent.spawn(inbox.stream.sendall, bytes(16 * MIB))
-        wait_until(lambda: session.writer.unsent)
+    with jammed(monkeypatch, 16 * MIB) as (session, peer, sender):
         peer.send(PingFrame(0, b"12345678").serialize() * 100)
         with deadline():
             while not sender.ready():

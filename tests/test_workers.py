@@ -88,9 +88,3 @@ def test_kill_ends_those_that_run_those_that_begin_and_those_that_wait() -> None
         while not all(worker.dead for worker in (waiting, *running)):
             gevent.sleep(0)
     assert sorted(ended) == ["beginning", "reused", "running"]
-
-
-def test_a_crew_without_a_task_is_still_one() -> None:
-    crew = Workers()
-    assert len(crew) == 0
-    assert crew, "who asks for it with `or` would make another one"

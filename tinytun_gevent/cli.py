@@ -112,8 +112,8 @@ Options:
   --proxy-header-timeout SECONDS  seconds for a PROXY protocol header (default: 3)
   --queue-timeout SECONDS         seconds a visitor waits at a tunnel's concurrency limit (503 after it)
                                   (default: 5)
-  --state-dir DIR                 the server's own directory, for names that outlive a restart; blank: see
-                                  the README (none by default)
+  --state-dir DIR                 the server's own directory, for names that outlive a restart; blank: the
+                                  system's usual place (none by default)
   --lease-seconds SECONDS         seconds a lost tunnel's name is kept for its owner (default: 30)
   --park-seconds SECONDS          seconds a visitor waits for a client that was lost (503 after it)
                                   (default: 10)

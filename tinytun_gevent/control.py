@@ -251,12 +251,6 @@ class Control:
         if stream is not None:
             self._abort(stream, int(event.error_code or 0), event.remote_reset)
 
-    def _on_window(self, event: h2_events.WindowUpdated) -> None:
-        stream = self._session.streams.get(event.stream_id or 0)
-        if stream is not None:
-            stream.allowance += event.delta or 0
-        self._wake_blocked()
-
     def _on_settings(self, event: h2_events.RemoteSettingsChanged) -> None:
         session = self._session
         session.peer_max_streams = min(session.conn.remote_settings.max_concurrent_streams, 2**31)
@@ -304,7 +298,6 @@ _HANDLERS: Final[dict[type, Callable[[Control, Any], None]]] = {
     h2_events.ResponseReceived: Control._on_response,
     h2_events.StreamEnded: Control._on_stream_ended,
     h2_events.StreamReset: Control._on_stream_reset,
-    h2_events.WindowUpdated: Control._on_window,
     h2_events.RemoteSettingsChanged: Control._on_settings,
     h2_events.PingAckReceived: Control._on_ping_answer,
     h2_events.ConnectionTerminated: Control._on_terminated,

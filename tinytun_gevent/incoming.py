@@ -37,9 +37,6 @@ MAX_FRAME: Final = 256 * 1024
 CONNECTION_CREDIT: Final = 64 * 1024 * 1024
 """Bytes of DATA after which the connection's window, kept at its maximum, is refilled."""
 
-UNKNOWN_RTT: Final = 0.0
-"""Round trip assumed before the first one is measured, in seconds: no window grows by a guess."""
-
 STALLED: Final = 1.0
 """Seconds after which a peer is left that takes nothing, while more than the writer's ``CONTROL_LIMIT`` waits
 for it and it sends. One that is slow takes some, one that is stopped sends nothing."""

@@ -6,6 +6,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Final
 
+from gevent.event import Event
+
 from tinytun_gevent import sockets
 from tinytun_gevent.errors import PeerSilentError
 from tinytun_gevent.liveness import LOOK, Liveness
@@ -21,6 +23,10 @@ PING_SIZE: Final = 17
 """Bytes of a PING frame (RFC 9113 §6.7)."""
 
 
+UNKNOWN_RTT: Final = 0.0
+"""Round trip assumed before the first one is measured, in seconds: no window grows by a guess."""
+
+
 class KeepAlive:
     """A part of its session, for which it asks whether the peer is there."""
 
@@ -29,6 +35,10 @@ class KeepAlive:
         self.liveness = Liveness(now)
         #: PINGs that are still to follow upon the answer to the one before.
         self.probes = PROBES - 1
+        #: Set by the first answer.
+        self.first_answer = Event()
+        #: Smallest round trip seen, in seconds.
+        self.min_rtt = UNKNOWN_RTT
         self._sent_at = now
         #: What the PING under way says, and its answer has to.
         self._said = b""
@@ -50,8 +60,8 @@ class KeepAlive:
             return False
         self.liveness.answered()
         took = time.monotonic() - self._sent_at
-        session.min_rtt = min(session.min_rtt, took) if session.first_answer.is_set() else took
-        session.first_answer.set()
+        self.min_rtt = min(self.min_rtt, took) if self.first_answer.is_set() else took
+        self.first_answer.set()
         if self.probes and not session.closing and not session.goaway_sent:
             self.probes -= 1
             self.ping()

@@ -131,8 +131,6 @@ class Registry:
         self.tunnels: dict[str | int, Tunnel] = {}
         #: The same tunnels by id.
         self._by_id: dict[str, Tunnel] = {}
-        #: How many tunnels were ever established.
-        self.opened = 0
         self._bases = frozenset(self.base_domains)
         self._tcp_ports = tcp_ports
         self._limit = limit
@@ -252,7 +250,6 @@ class Registry:
         tunnel.leased_until = None
         if not tunnel.ready:
             tunnel.ready = True
-            self.opened += 1
             self._changed(tunnel)
 
     def lease(self, tunnel: Tunnel, now: float, at_least: float = 0.0) -> None:

@@ -30,7 +30,7 @@ from tinytun_gevent.errors import (
 )
 from tinytun_gevent.flow import INITIAL_WINDOW
 from tinytun_gevent.guard import Guard
-from tinytun_gevent.incoming import MAX_FRAME, UNKNOWN_RTT, Incoming
+from tinytun_gevent.incoming import MAX_FRAME, Incoming
 from tinytun_gevent.keepalive import KeepAlive
 from tinytun_gevent.pacing import Pacing
 from tinytun_gevent.sockets import Buffer, End, end_of
@@ -96,8 +96,6 @@ class Session:
         self.streams_opened = 0
         #: Received bytes that wait in this process, over all streams.
         self.backlog = 0
-        #: Smallest round trip seen, in seconds.
-        self.min_rtt = UNKNOWN_RTT
         #: Bytes that the largest window of a stream has had: what this path can hold.
         self.usual_window = INITIAL_WINDOW
         #: The peer wants no new streams.
@@ -111,8 +109,6 @@ class Session:
         self._refused_until = 0.0
         self.closed = Event()
         self.error: SessionError | None = None
-        #: Set by the first answer to a PING.
-        self.first_answer = Event()
         #: Called once, from any greenlet, when the session ends; must not block.
         self.on_close: list[Callable[[Session], None]] = []
         #: Called when a stream has ended or the peer allows more of them; must not block.
@@ -140,7 +136,8 @@ class Session:
         if not self.settled.wait(timeout):
             self.close(PeerSilentError(f"the peer said nothing of HTTP/2 for {timeout:g} s"))
         if not self.opener and not self.closing:
-            gevent.wait([self.first_answer, self.closed], max(0.0, deadline - time.monotonic()), count=1)
+            either = [self.keep_alive.first_answer, self.closed]
+            gevent.wait(either, max(0.0, deadline - time.monotonic()), count=1)
         if self.error is not None:
             raise self.error
         if self.closing:
@@ -396,7 +393,7 @@ class Session:
         if self.backlog > BACKLOG_LIMIT and window.undelivered * len(self.streams) > self.backlog:
             return
         coming = self._incoming.coming(stream)
-        increment = window.refill(time.monotonic(), self.min_rtt, self.usual_window, coming)
+        increment = window.refill(time.monotonic(), self.keep_alive.min_rtt, self.usual_window, coming)
         self.usual_window = max(self.usual_window, window.size)
         if increment:
             self.writer.soon(http2.window_update(stream.id, increment))

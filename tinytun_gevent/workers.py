@@ -39,10 +39,6 @@ class Workers:
         """How many tasks run, or are about to."""
         return len(self._busy)
 
-    def __bool__(self) -> bool:
-        """True also while no task runs: ``x or Workers()`` must not leave greenlets that wait behind."""
-        return True
-
     def spawn(self, function: Callable[..., None], *args: Any) -> greenlet:
         """Calls ``function(*args)`` soon, in the greenlet that is returned. Never blocks.
 

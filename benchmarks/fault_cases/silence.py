@@ -45,24 +45,27 @@ def _noticed(watcher: Process, pattern: str) -> float:
     return time.monotonic() - began
 
 
-@group.case("`STOP` to the client", f"the server notices within {NOTICED:g} s", seconds=11)
-def client_stopped(site: Site) -> Measured:
+def _silence(site: Site, of_client: bool) -> Measured:
+    """How soon one side notices that the other one is stopped."""
     server = site.start_server()
     client = site.open_tunnel("app")
     site.until_served("app")
-    with _stopped(client.pid):
-        took = _noticed(server, LOST_BY_SERVER)
+    stopped, watcher, pattern = (
+        (client, server, LOST_BY_SERVER) if of_client else (server, client, LOST_BY_CLIENT)
+    )
+    with _stopped(stopped.pid):
+        took = _noticed(watcher, pattern)
     return Measured(f"{took:.1f} s", took <= NOTICED)
+
+
+@group.case("`STOP` to the client", f"the server notices within {NOTICED:g} s", seconds=11)
+def client_stopped(site: Site) -> Measured:
+    return _silence(site, of_client=True)
 
 
 @group.case("`STOP` to the server", f"the client notices within {NOTICED:g} s", seconds=11)
 def server_stopped(site: Site) -> Measured:
-    server = site.start_server()
-    client = site.open_tunnel("app")
-    site.until_served("app")
-    with _stopped(server.pid):
-        took = _noticed(client, LOST_BY_CLIENT)
-    return Measured(f"{took:.1f} s", took <= NOTICED)
+    return _silence(site, of_client=False)
 
 
 @group.case(

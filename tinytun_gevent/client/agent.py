@@ -171,7 +171,7 @@ class Agent:
                 began = time.monotonic()
                 stops = self._serve(session)
                 lost_at = time.monotonic()
-                if session.first_answer.is_set():
+                if session.keep_alive.first_answer.is_set():
                     self._backoff.served(lost_at - began)
                 delay = self._backoff.hand_over() if stops else self._backoff.next()
             left = self._time_left(lost_at)

@@ -19,9 +19,9 @@ when a server has been away for a minute; so an absence is made longer by a fift
 MAX = 20.0
 """Longest wait after 5 minutes: a computer that wakes up is connected soon, a dead server sees little."""
 
-LASTING = 10.0
-"""Seconds that a connection must have served before its loss counts as a new one. The answer to its
-first PING is no proof: a server that answers and dies, time and again, would be asked twice a second."""
+LASTING = 2.0
+"""Seconds after which a connection whose first PING was answered resets the delay. The answer alone is no
+proof: a server that answers and dies, or says goodbye each second, would be asked all the time."""
 
 HANDOVER = 0.1
 """Longest wait in seconds when a server says that it stops: one that reloads serves already in another

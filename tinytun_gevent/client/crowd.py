@@ -51,7 +51,8 @@ class Crowd:
         self._total += 1
         self.idle.clear()
         self._visitors.add(stream)
-        self._workers = self._workers or Workers()
+        if self._workers is None:  # an idle crew is false, too
+            self._workers = Workers()
         self._workers.spawn(self._serve, visitor)
 
     def disperse(self) -> None:

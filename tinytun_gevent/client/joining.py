@@ -56,12 +56,12 @@ class Team:
         self.over = Event()
         #: The session that was the last to take visitors.
         self._last = first
-        #: Those that take visitors, the oldest one first.
-        self._gauges: dict[Session, Gauge] = {}
         #: Whether the server has closed any for another client, that showed the same token.
         self.replaced = False
         #: Whether it said goodbye without a fault on the last one: it stops, or another process takes over.
         self.stops = False
+        #: Those that take visitors, the oldest one first.
+        self._gauges: dict[Session, Gauge] = {}
         #: Those and the ones that still carry some, whose connections count as well.
         self._open: set[Session] = set()
         self._traffic = Event()
@@ -148,7 +148,7 @@ class Team:
         too_few = False
         for session, gauge in self._gauges.items():
             moved = session.data_received, session.data_sent
-            if gauge.limits(now, *moved, session.min_rtt, *sockets.held_up(session.end.sock)):
+            if gauge.limits(now, *moved, session.keep_alive.min_rtt, *sockets.held_up(session.end.sock)):
                 too_few = True
         if too_few and self._pauses.is_over(now):
             for _ in range(self._config.sessions - len(self._open) - len(self._joining)):

@@ -46,7 +46,7 @@ def open_session(
     try:
         session.start()
         # The answer to our PING says that the server has read our SETTINGS and takes visitors.
-        gevent.wait([session.first_answer, session.closed], SETTLE, count=1)
+        gevent.wait([session.keep_alive.first_answer, session.closed], SETTLE, count=1)
         if session.closed.is_set():
             raise session.error or SessionClosedError("the server closed the tunnel")
     except BaseException:

@@ -151,7 +151,7 @@ class ServerConfig:
         "STATE_DIR",
         "",
         settings.DIRECTORY,
-        "the server's own directory, for names that outlive a restart; blank: see the README",
+        "the server's own directory, for names that outlive a restart; blank: the system's usual place",
     )
     lease_seconds: float = _seconds(
         "LEASE_SECONDS", "30", "seconds a lost tunnel's name is kept for its owner", low=0

@@ -162,8 +162,8 @@ class Visitor:
         """Serves requests until either side ends the connection; closes the socket."""
         head: bytes | None = b""
         try:
-            if self._core.successor is not None:  # accepted in the very moment of the handover
-                raise Interrupted
+            if self._move():  # accepted in the very moment of the handover
+                return
             self._take_proxy_header()
             while (head := self._read_head()) is not None:
                 self._wait_exchange()

@@ -20,29 +20,34 @@ HOP_FIELD: Final = b"X-Tinytun-Hop"
 def find_route(core: ServerCore, request: RequestHead, caller: str) -> Tunnel | Peer | Failure:
     """Who gets ``request``, which came from the address ``caller``, or what the visitor is told.
 
-    Blocks while peers are asked for a name that is unknown here, or whose client was lost: he may have
-    come back at another node. A request that a peer has forwarded is not sent on, so it cannot go round
-    in circles.
+    Blocks while peers are asked, see :func:`locate`. A request that a peer has forwarded is not sent on, so
+    it cannot go round in circles.
     """
     registry = core.registry
-    tunnel = registry.find_host(request.host)
-    if tunnel is not None and (tunnel.leased_until is None or not core.peers):
-        return tunnel
     label = registry.label_of(request.host)
-    if label is not None and not is_subdomain(label):
-        label = None
-    if label is not None and core.peers and not (core.peers.is_peer(caller) and _is_marked(request)):
-        peer = core.peers.find(label)
-        tunnel = registry.find_host(request.host)  # meanwhile things may have changed
-        if peer is not None and (tunnel is None or tunnel.leased_until is not None):
-            return peer
-    if tunnel is not None:
-        return tunnel
-    if label is not None:
-        return Failure(404, f"There is no tunnel {request.host}.")
+    if label is not None and is_subdomain(label):
+        forwarded = core.peers.is_peer(caller) and _is_marked(request)
+        return locate(core, label, ask=not forwarded) or Failure(404, f"There is no tunnel {request.host}.")
     if registry.is_ours(request.host):
         return Failure(421, f"{request.host} cannot be the name of a tunnel.")
     return Failure(404, f"This server does not serve {request.host}.")
+
+
+def locate(core: ServerCore, name: str | int, *, ask: bool) -> Tunnel | Peer | None:
+    """Who has a subdomain or a port: this server, or with ``ask`` a peer. Blocks while peers are asked.
+
+    They are where the name is unknown here, or its client was lost: he may have come back at another node.
+    """
+    tunnels = core.registry.tunnels
+    if not ask or not core.peers or not _is_lost(tunnels.get(name)):
+        return tunnels.get(name)
+    peer = core.peers.find(name)
+    tunnel = tunnels.get(name)  # meanwhile things may have changed
+    return peer if peer is not None and _is_lost(tunnel) else tunnel
+
+
+def _is_lost(tunnel: Tunnel | None) -> bool:
+    return tunnel is None or tunnel.leased_until is not None
 
 
 def mark_hop(request: RequestHead) -> None:

@@ -27,6 +27,7 @@ from tinytun_gevent.server.accepting import Acceptor
 from tinytun_gevent.server.addresses import bracketed, listen, plain
 from tinytun_gevent.server.handover import Moved
 from tinytun_gevent.server.peers import Peer
+from tinytun_gevent.server.routing import locate
 from tinytun_gevent.server.upstream import PeerConnection
 from tinytun_gevent.sockets import End, Socket, end_of
 from tinytun_gevent.stream import Stream, Upstream
@@ -143,24 +144,13 @@ class TcpFront:
             end.close()
             return
         source, destination = plain(header.source), plain(header.destination)
-        route = self._find_route(destination[1], caller)
+        route = locate(self._core, destination[1], ask=not self._core.peers.is_peer(caller))
         if isinstance(route, Tunnel):
             self._visitors.serve(route, end, source, bytes(buffer))
         elif route is not None:
             self._send_to_peer(end, route, source, destination, bytes(buffer))
         else:
             end.abort()
-
-    def _find_route(self, port: int, caller: str) -> Tunnel | Peer | None:
-        """Who has a port: a peer, too, if our client was lost. Blocks while peers are asked."""
-        core = self._core
-        tunnel = core.registry.find_port(port)
-        if (tunnel is None or tunnel.leased_until is not None) and not core.peers.is_peer(caller):
-            peer = core.peers.find(port)
-            tunnel = core.registry.find_port(port)  # meanwhile things may have changed
-            if peer is not None and (tunnel is None or tunnel.leased_until is not None):
-                return peer
-        return tunnel
 
     def _send_to_peer(
         self, end: End, peer: Peer, source: Address, destination: Address, early: bytes

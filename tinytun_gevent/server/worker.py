@@ -47,6 +47,8 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
     _stopping: Event
     _serving: Serving
     _config: ServerConfig
+    #: Waits for the worker of the next reload; None where it could not be heard.
+    _handover: Handover | None = None
     #: QUIT or INT was received: nothing is waited for.
     _hurried = False
 
@@ -122,7 +124,9 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
             ready.tell()
 
     def _drain(self) -> None:
-        """Stops accepting at once; running exchanges finish within DRAIN_TIMEOUT, unless hurried."""
+        """Stops accepting at once; running exchanges finish within their time, unless hurried."""
+        if self._handover is not None and self._serving.core.successor is None:
+            self._handover.stop()
         patience = 0.0 if self._hurried else self._patience()
         busy = self._serving.core.busy
         log.info("stopping: %s", f"{busy} exchanges may take {patience:g} s to finish" if busy else "idle")
