@@ -55,6 +55,8 @@ class Tunnel:
     remote: str = ""
     #: Who opened it, as `ServerCore.authorize` knows him; ``""`` for anybody.
     opener: str = ""
+    #: The same as the server's Account; None where nobody has come back yet since a restart.
+    account: Any = None
     #: Whether its client asked for a resume token, so that the name is leased after a loss.
     resumable: bool = False
     #: Until when it is leased, in monotonic seconds; None while it is not.

@@ -17,12 +17,14 @@ from ..sockets import End
 from ..wire.handshake import OpenRequest
 from ..wire.http1 import HeadLimits
 from ..workers import Workers
+from .account import ANYBODY, Account
 from .config import ServerConfig
 from .deadlines import Clock
 from .handover import Moved, Successor
 from .peers import Peers
 from .pool import StreamPool
 from .storage import Storage
+from .tally import Refusal, Tally
 
 log = logging.getLogger("tinytun_gevent.server")
 
@@ -77,6 +79,8 @@ class ServerCore:
             lease=config.lease_seconds,
         )
         self.peers = Peers(config)
+        #: What is counted, for the operator.
+        self.tally = Tally()
         self._trusted = config.trusted()
         self.request_limits = HeadLimits(config.head_bytes, config.head_fields)
         self.answer_limits = HeadLimits(config.answer_head_bytes, config.answer_head_fields)
@@ -104,16 +108,16 @@ class ServerCore:
                 "PEERS is set, but METADATA_BIND is a loopback address: no other node can ask this one"
             )
 
-    def authorize(self, request: OpenRequest, address: tuple[str, int]) -> str:
+    def authorize(self, request: OpenRequest, address: tuple[str, int]) -> Account:
         """The one place that decides whether ``request`` from ``address`` may open a tunnel.
 
-        Returns who opens it, which is part of what its resume token stands for, or raises RefusedError,
-        whose status and text answer the CONNECT. Today everybody may, and is nobody in particular,
-        unless the server is stopping.
+        Returns who opens it, or raises RefusedError, whose status and text answer the CONNECT. Today
+        everybody may, and is nobody in particular, unless the server is stopping.
         """
         if self.draining:
+            self.tally.refuse(Refusal.SERVER)
             raise TryLaterError("This server is restarting", 503, RETRY_AFTER)
-        return ""
+        return ANYBODY
 
     def observe(self, exchange: Observed) -> None:
         """The one place that every finished exchange passes; never raises, must not block."""

@@ -21,6 +21,7 @@ from tinytun_gevent.errors import (
     TryLaterError,
 )
 from tinytun_gevent.registry import Registry, Tunnel
+from tinytun_gevent.server.account import Account
 from tinytun_gevent.server.addresses import bracketed, plain
 from tinytun_gevent.server.tcp import TcpPorts
 from tinytun_gevent.session import Session
@@ -88,8 +89,8 @@ class Listener:
             if isinstance(request, HealthCheck):
                 self._say(sock, handshake.build_health())
                 return
-            opener = self._core.authorize(request, caller)
-            tunnel = self._join(request.join) if request.join else self._claim(request, caller, opener)
+            account = self._core.authorize(request, caller)
+            tunnel = self._join(request.join) if request.join else self._claim(request, caller, account)
         except (HandshakeError, RefusedError) as error:
             log.info("refused %s: %s", caller[0], error)
             retry = int(error.retry_after or 1) if isinstance(error, TryLaterError) else None
@@ -122,7 +123,7 @@ class Listener:
 
     # -- the tunnel -----------------------------------------------------------
 
-    def _claim(self, request: OpenRequest, caller: tuple[str, int], opener: str) -> Tunnel:
+    def _claim(self, request: OpenRequest, caller: tuple[str, int], account: Account) -> Tunnel:
         """Registers the name, and binds the port, before anything is promised.
 
         The owner who comes back gets his tunnel, without the sessions that it had: they are dead, or he
@@ -135,7 +136,7 @@ class Listener:
                 port=request.port,
                 host_header=request.host_header,
                 remote=f"{bracketed(caller[0])}:{caller[1]}",
-                opener=opener,
+                opener=account.id,
                 resume=request.resume,
             )
             try:
@@ -149,6 +150,7 @@ class Listener:
                 self._withdraw(tunnel, request)
                 raise
             else:
+                tunnel.account = account
                 self._replace_sessions(tunnel)
                 return tunnel
         raise TryLaterError("No port is available", 503, 5)
