@@ -178,13 +178,6 @@ class SocketSink:
 
     def _send_some(self, end: End) -> None:
         """Sends from the front of the backlog; blocks until the kernel takes something."""
-        if not end.direct:
-            piece, credit = self._backlog.popleft()
-            try:
-                end.sendall(piece)
-            finally:
-                self._give(credit)
-            return
         sent = end.sendmsg_now([piece for piece, _ in islice(self._backlog, GATHER)])
         if not sent:
             end.wait_writable()

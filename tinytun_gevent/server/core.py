@@ -147,7 +147,7 @@ class ServerCore:
 
         ``end`` is closed then. Without a successor, or over TLS, whose state cannot move, it stays here.
         """
-        if self.successor is None or not end.direct or not self.successor.take(end.sock, moved):
+        if self.successor is None or not end.movable or not self.successor.take(end.sock, moved):
             return False
         end.close()
         return True

@@ -141,7 +141,7 @@ class Visitor:
     @property
     def draining(self) -> bool:
         """Whether this connection must end after the exchange under way, for it cannot move."""
-        return self._core.draining and (self._core.successor is None or not self.end.direct)
+        return self._core.draining and (self._core.successor is None or not self.end.movable)
 
     @property
     def request_limits(self) -> http1.HeadLimits:
