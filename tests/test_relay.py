@@ -14,7 +14,7 @@ import gevent
 import pytest
 import trustme
 from gevent import socket, ssl
-from helpers import Inbox, MIB, Pair, deadline, fd_count, session_pair, socket_pair, tls_pair, wait_until
+from helpers import MIB, Inbox, Pair, deadline, fd_count, session_pair, socket_pair, tls_pair, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 

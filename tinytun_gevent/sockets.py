@@ -123,7 +123,7 @@ def queued(sock: Socket) -> int:
 
 def half_closed(sock: Socket) -> bool:
     """Whether the other side's FIN has come, read or not; False where the kernel does not tell."""
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or sock.family not in (native.AF_INET, native.AF_INET6):
         return False
     return sock.getsockopt(native.IPPROTO_TCP, native.TCP_INFO, 1)[0] == _TCP_CLOSE_WAIT
 

@@ -88,9 +88,9 @@ class TlsEnd(PlainEnd):
         self._held = False
         #: What was decrypted before it was asked for.
         self._stash = b""
-        #: The peer sends nothing more; we do not.
+        #: The peer sends nothing more; we do not, or have not begun.
         self._over = False
-        self._finished = False
+        self._finished = True
         #: Ciphertext that the kernel has not taken, and how many bytes that will be offered again are in it.
         self._left: Buffer = b""
         self._ahead = 0
@@ -135,6 +135,7 @@ class TlsEnd(PlainEnd):
                 self.wait_writable()
             if done:
                 self._held = bool(self._incoming.pending)
+                self._finished = False
                 return
             super().wait_readable()
             if self._feed_from_kernel(RECEIVE) == 0:
@@ -295,7 +296,7 @@ class TlsEnd(PlainEnd):
         self._left = bytes(self._left) + self._outgoing.read()
 
     def _finish_later(self) -> None:
-        """Half-closes as soon as the kernel takes the last bytes; whoever reads learns of a lost connection."""
+        """Half-closes when the kernel has taken the last bytes; whoever reads learns of a lost connection."""
         try:
             while self._left and not self._flush():
                 self.wait_writable()

@@ -7,7 +7,10 @@ his socket by the session's reader (``exchange.py``).
 
 from __future__ import annotations
 
+import logging
+import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from gevent.event import Event
@@ -22,28 +25,36 @@ from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.relay import SocketSink, pump
 from tinytun_gevent.server import proxied
 from tinytun_gevent.server.addresses import plain
+from tinytun_gevent.server.entrance import Entrance, Shaking, say_last
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.forwarder import Forwarder
 from tinytun_gevent.server.handover import Moved
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.routing import find_route
 from tinytun_gevent.server.sending import failure_of
+from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.watch import Watch
-from tinytun_gevent.sockets import Interrupted, Socket, end_of
-from tinytun_gevent.wire import http1
+from tinytun_gevent.sockets import End, Interrupted, Socket, end_of
+from tinytun_gevent.wire import clienthello, handshake, http1
 
 if TYPE_CHECKING:
     from tinytun_gevent.server.core import ServerCore
 
+log = logging.getLogger(__name__)
+
 READ_SIZE: Final = 32 * 1024
 """Bytes read at once while a request head is awaited."""
+
+PLAIN_HERE: Final = handshake.build_refusal(400, "This is an HTTPS port: use https://")
+"""What somebody is told who speaks no TLS where it comes first."""
 
 
 class Edge:
     """Serves the connections of the proxy port."""
 
-    def __init__(self, core: ServerCore) -> None:
+    def __init__(self, core: ServerCore, entrance: Entrance) -> None:
         self._core = core
+        self._entrance = entrance
         self._visitors: set[Visitor] = set()
         #: Set when there is none (any more).
         self._gone = Event()
@@ -54,11 +65,51 @@ class Edge:
 
     def handle(self, sock: Socket, address: tuple[str, int]) -> None:
         """Serves one visitor connection until it ends; closes the socket. Blocks."""
-        self._serve(Visitor(self._core, sock, address))
+        port = self._core.config.proxy_port
+        self._serve(Visitor(self._core, end_of(sock), Moved(None, address, port, b"", fresh=True)))
+
+    def handle_tls(self, sock: Socket, address: tuple[str, int]) -> None:
+        """As :meth:`handle`, on the port where TLS comes first."""
+        port = self._core.config.proxy_tls_port
+        shaking = Shaking(end_of(sock), self._core.config.handshake_timeout)
+        self._core.clock.watch(shaking)
+        try:
+            sockets.tune(sock)
+            early = bytearray()
+            address, port = self._behind_proxy(shaking.end, early, plain(address), port)
+            early += b"" if early else shaking.end.recv(READ_SIZE)
+            if not early:
+                return
+            if early[:1] != clienthello.HELLO:
+                self._core.tally.refuse(Refusal.TLS)
+                say_last(shaking.end, PLAIN_HERE)
+                return
+            end = self._entrance.shake(shaking, bytes(early), strict=True)
+        except (OSError, ProxyHeaderError) as error:
+            log.debug("%s did not come through TLS: %s", address[0], error)
+            return
+        finally:
+            self._core.clock.forget(shaking)
+            shaking.unless_done()
+        PROTOCOLS[end.protocol](self, end, Moved(None, address, port, b"", proto="https"))
 
     def go_on(self, sock: Socket, moved: Moved) -> None:
         """As :meth:`handle`, for one that another process has served until now."""
-        self._serve(Visitor(self._core, sock, moved.address, moved))
+        self._serve(Visitor(self._core, end_of(sock), moved, served=not moved.fresh))
+
+    def speak_http1(self, end: End, known: Moved) -> None:
+        """Serves a connection on which HTTP/1.1 was agreed on, or nothing."""
+        self._serve(Visitor(self._core, end, known))
+
+    def _behind_proxy(
+        self, end: End, early: bytearray, address: tuple[str, int], port: int
+    ) -> tuple[tuple[str, int], int]:
+        """Whose connection it is, and on which port: a trusted proxy may say so before TLS begins. Blocks."""
+        if self._core.is_trusted(address[0]):
+            header = proxied.read_optional(end, early)
+            if header is not None and header.source is not None and header.destination is not None:
+                return plain(header.source), header.destination[1]
+        return address, port
 
     def _serve(self, visitor: Visitor) -> None:
         self._visitors.add(visitor)
@@ -84,6 +135,13 @@ class Edge:
             visitor.drain()
 
 
+PROTOCOLS: Final[dict[str | None, Callable[[Edge, End, Moved], None]]] = {
+    "http/1.1": Edge.speak_http1,
+    None: Edge.speak_http1,
+}
+"""Who speaks what was agreed on by ALPN: the names are those of `clienthello.SPOKEN`."""
+
+
 class Visitor:
     """One connection of a visitor: reads his requests and sends them on."""
 
@@ -92,6 +150,7 @@ class Visitor:
         "_core",
         "_ended",
         "_fresh",
+        "_last",
         "_served",
         "_waiting",
         "client",
@@ -105,24 +164,23 @@ class Visitor:
         "sink",
     )
 
-    def __init__(
-        self, core: ServerCore, sock: Socket, address: tuple[str, int], moved: Moved | None = None
-    ) -> None:
-        """``moved`` is what is known of one that another process has served until now."""
-        sockets.tune(sock)
+    def __init__(self, core: ServerCore, end: End, known: Moved, served: bool = False) -> None:
+        """``known`` is what is known of him; ``served``: another process has served him until now."""
+        sockets.tune(end.sock)
         self._core = core
-        self.end = end_of(sock)
-        self.client = plain(address)
+        self.end = end
+        self.client = plain(known.address)
         self.sink = SocketSink(None, self.end)
         self.sink.on_lost = self.lost
         self.sink.on_drained = self._drained
         #: The exchange under way; its answer may still be on the way while the next head is read.
         self.exchange: Exchange | None = None
-        self._buffer = bytearray(moved.early if moved else b"")
+        self._buffer = bytearray(known.early)
         #: Whether a PROXY header may still begin the connection.
-        self._fresh = moved.fresh if moved else True
-        public_port = moved.public_port if moved else core.config.proxy_port
-        forwarding = http1.Forwarding(self.client[0], public_port)
+        self._fresh = known.fresh
+        #: Whether it ends with the next answer.
+        self._last = known.last
+        forwarding = http1.Forwarding(self.client[0], known.public_port, known.proto)
         #: Sends his requests on.
         self.forwarder = Forwarder(core, self.end, self._buffer, forwarding)
         self._waiting: Event | None = None
@@ -136,12 +194,12 @@ class Visitor:
         self.head_since = 0.0
         self.head_patience = core.config.head_timeout
         #: Whether there has been an exchange.
-        self._served = moved is not None and not moved.fresh
+        self._served = served
 
     @property
     def draining(self) -> bool:
-        """Whether this connection must end after the exchange under way, for it cannot move."""
-        return self._core.draining and (self._core.successor is None or not self.end.movable)
+        """Whether this connection must end after the exchange under way."""
+        return self._last or (self._core.draining and self._core.successor is None)
 
     @property
     def request_limits(self) -> http1.HeadLimits:
@@ -266,7 +324,12 @@ class Visitor:
             return False
         forwarding = self.forwarder.forwarding
         early = head + bytes(self._buffer)
-        return self._core.move(self.end, Moved(None, self.client, forwarding.port, early, self._fresh))
+        self.since = math.inf  # its idle time is the other process's to count
+        known = Moved(None, self.client, forwarding.port, early, self._fresh, forwarding.proto)
+        if self._core.move(self.end, known):
+            return True
+        self.since = time.monotonic()
+        return False
 
     def _withdraw(self, exchange: Exchange, head: bytes) -> bool:
         """Moves with a request that found no session here, of which nothing has been sent."""

@@ -129,6 +129,8 @@ def _read_public_url(text: str) -> str:
     """A template whose every URL has a scheme, a host with the tunnel's name in it, and no path."""
     allowed = "http:// or https:// and a host with {name}, optionally {domain} and {port}, without a path"
     template = text.rstrip("/")
+    if not text:
+        return ""
     if any(item not in _PLACEHOLDERS for item in _PLACEHOLDER.findall(template)):
         raise ValueError(allowed)
     try:
@@ -234,6 +236,15 @@ def _read_directory(text: str) -> str:
     return text
 
 
+REQUIRED: Final = "required"
+
+
+def _read_tls_use(text: str) -> str:
+    if text.lower() not in ("accepted", REQUIRED):
+        raise ValueError("accepted or required")
+    return text.lower()
+
+
 SWITCH: Final = Form(_read_switch, lambda value: "on" if value else "off")
 PORT: Final = Form(_read_port)
 ADDRESS: Final = Form(_read_address, bracketed)
@@ -245,4 +256,5 @@ PUBLIC_URL: Final = Form(_read_public_url)
 PEERS: Final = Form(_read_peers, joined)
 LEVEL: Final = Form(_read_level)
 DIRECTORY: Final = Form(_read_directory)
+TLS_USE: Final = Form(_read_tls_use)
 RUST_LOG: Final = Form(_read_rust_log)
