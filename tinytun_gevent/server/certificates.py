@@ -17,7 +17,7 @@ import gevent
 from gevent import ssl
 
 from tinytun_gevent.background import in_a_thread
-from tinytun_gevent.server.pem import Directory, Pair, Signature
+from tinytun_gevent.server.pem import Directory, Pair, Signature, covers
 from tinytun_gevent.wire.clienthello import SPOKEN
 
 log = logging.getLogger("tinytun_gevent.server")
@@ -67,11 +67,6 @@ class Store:
             if found is not None:
                 return found
         return self.default
-
-
-def covers(names: Iterable[str], domain: str) -> bool:
-    """Whether a certificate for ``names`` is good for the tunnels of ``domain``."""
-    return "*." + domain in names
 
 
 class Certificates:
@@ -169,10 +164,8 @@ class Certificates:
             self._tell(logging.WARNING, "TLS_DIR=%s has no certificate with its key", self._path)
         for loaded in store.loaded:
             pair = loaded.pair
-            names = ", ".join(pair.names) or "no name"
-            self._tell(
-                logging.INFO, "certificate for %s, until %s, from %s", names, pair.until, pair.certificate
-            )
+            text = "certificate for %s, until %s, from %s"
+            self._tell(logging.INFO, text, pair.title, pair.until, pair.certificate)
         for domain in self._domains:
             if store.loaded and not any(covers(loaded.pair.names, domain) for loaded in store.loaded):
                 self._tell(logging.WARNING, "no certificate in TLS_DIR is for *.%s", domain)

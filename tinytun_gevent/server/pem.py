@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -58,6 +59,11 @@ class Pair:
     slow: bool
 
     @property
+    def title(self) -> str:
+        """Its names, for people."""
+        return ", ".join(self.names) or "no name"
+
+    @property
     def until(self) -> str:
         """The day of its end."""
         return datetime.fromtimestamp(self.expires, UTC).strftime("%Y-%m-%d")
@@ -99,6 +105,25 @@ class Directory:
         contents = {path: content for path, (_, content) in sorted(known.items())}
         broken = {path: content.problem for path, content in contents.items() if content.problem}
         return _paired(contents), broken
+
+
+def covers(names: Iterable[str], domain: str) -> bool:
+    """Whether a certificate for ``names`` is good for the tunnels of ``domain``."""
+    return "*." + domain in names
+
+
+def report(path: str, domains: Iterable[str]) -> list[str]:
+    """What ``--check`` says of a directory, line by line. Raises ``OSError`` if it cannot be read."""
+    directory = Directory(path)
+    pairs, broken = directory.read(directory.signature())
+    lines = [f"certificate for {p.title}, until {p.until}: {p.certificate}" for p in pairs]
+    now = time.time()
+    lines += [f"warning: {p.certificate} has expired" for p in pairs if p.expires < now]
+    lines += [f"warning: {file} cannot be used: {reason}" for file, reason in broken.items()]
+    for domain in domains:
+        if not any(covers(pair.names, domain) for pair in pairs):
+            lines.append(f"warning: no certificate is for *.{domain}")
+    return lines
 
 
 def _walk(
