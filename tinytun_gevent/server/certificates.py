@@ -50,7 +50,8 @@ class Loaded:
 class Store:
     """All that is shown at one time; never changed once it is made."""
 
-    signature: Signature = field(default_factory=dict)
+    #: None before the directory has been read.
+    signature: Signature | None = None
     loaded: list[Loaded] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     #: By name, ``*.example.com`` included.
@@ -145,10 +146,10 @@ class Certificates:
         if signature == before.signature:
             return None
         pairs, broken = self._directory.read(signature)
-        known = {loaded.pair: loaded for loaded in before.loaded}
+        known, marks = {loaded.pair: loaded for loaded in before.loaded}, before.signature or {}
         loaded = []
         for pair in pairs:
-            unchanged = all(before.signature.get(p) == signature.get(p) for p in (pair.certificate, pair.key))
+            unchanged = all(marks.get(p) == signature.get(p) for p in (pair.certificate, pair.key))
             try:
                 loaded.append(known[pair] if pair in known and unchanged else Loaded(pair, _context(pair)))
             except OSError as error:  # ssl.SSLError is one
