@@ -24,11 +24,12 @@ Load = Callable[..., Certificates]
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Iterator[Load]:
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    monkeypatch.setattr(module, "LOOK", 0.01)
     made: list[Certificates] = []
 
     def load(*domains: str) -> Certificates:
-        made.append(Certificates(str(tmp_path), domains or ("example.com",), look=0.01))
+        made.append(Certificates(str(tmp_path), domains or ("example.com",)))
         made[-1].load()
         return made[-1]
 
@@ -280,7 +281,7 @@ def test_modern_ciphers_are_spoken_in_tls_1_2(tmp_path: Path, load: Load, cipher
 
 @pytest.mark.parametrize("cipher", ["DHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-SHA256", "RSA+AESGCM"])
 def test_others_are_not(tmp_path: Path, load: Load, cipher: str) -> None:
-    install(tmp_path, issue("x.test", rsa="RSA" in cipher))
+    install(tmp_path, issue("x.test", long="RSA" in cipher))
     client = client_context()
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     client.set_ciphers(cipher)

@@ -47,7 +47,7 @@ def test_certbot_s_directory_with_its_links(tmp_path: Path) -> None:
 
 
 def test_caddy_s_and_acme_sh_s_directories(tmp_path: Path) -> None:
-    one, two = issue("*.caddy.test"), issue("acme.test", rsa=True)
+    one, two = issue("*.caddy.test"), issue("acme.test", long=True)
     caddy = tmp_path / "certificates" / "acme-v02.api" / "wildcard_.caddy.test"
     put(caddy / "wildcard_.caddy.test.crt", chain_of(one))
     put(caddy / "wildcard_.caddy.test.key", key_of(one))

@@ -73,12 +73,11 @@ class Store:
 class Certificates:
     """The certificates of one directory. Make it, :meth:`load` it once, then :meth:`start` looking."""
 
-    def __init__(self, path: str, domains: tuple[str, ...], look: float = LOOK) -> None:
+    def __init__(self, path: str, domains: tuple[str, ...]) -> None:
         """``domains`` are the base domains; the default certificate is one of the first."""
         self._path = path
         self._directory = Directory(path)
         self._domains = domains
-        self._look = look
         self._store = Store()
         self._told: set[tuple[str, ...]] = set()
         self._greenlet: gevent.Greenlet[[], None] | None = None
@@ -131,7 +130,7 @@ class Certificates:
 
     def _watch(self) -> None:
         while True:
-            gevent.sleep(self._look)
+            gevent.sleep(LOOK)
             now = time.monotonic()
             if now > self._tickets_until:
                 self._renew_tickets(now)
