@@ -18,14 +18,16 @@ OURS = "tinytun http"
 OURS_TCP = "tinytun tcp"
 OURS_TLS = "tinytun tls"
 OURS_HTTPS = "tinytun https"
+OURS_BOTH = "tinytun tls+https"
 DIRECT = "direct"
 HAPROXY = "haproxy x2"
 
 CONTENDERS: tuple[Contender, ...] = (
     Tinytun("http"),
     Tinytun("tcp"),
-    TinytunTls(OURS_TLS, visitors=False),
-    TinytunTls(OURS_HTTPS, visitors=True),
+    TinytunTls(OURS_TLS, session=True, visitors=False),
+    TinytunTls(OURS_HTTPS, session=False, visitors=True),
+    TinytunTls(OURS_BOTH, session=True, visitors=True),
     Bore(),
     Rathole(),
     RatholeTls(),
@@ -43,6 +45,7 @@ __all__ = [
     "DIRECT",
     "HAPROXY",
     "OURS",
+    "OURS_BOTH",
     "OURS_HTTPS",
     "OURS_TCP",
     "OURS_TLS",

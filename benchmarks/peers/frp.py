@@ -8,7 +8,7 @@ from .base import LOCAL, Contender, Ground, Running, Server, three_times, with_r
 
 
 class Frp(Contender):
-    """Its ``tcp`` or its ``http`` proxies; TLS between its programs only with ``tls``, all else by default."""
+    """Its ``tcp`` or its ``http`` proxies; TLS between its programs with ``tls``, all else by default."""
 
     programs = ("frps", "frpc")
     descriptors = 1

@@ -76,14 +76,15 @@ class Tinytun(Contender):
 
 
 class TinytunTls(Tinytun):
-    """TLS between the two programs; with ``visitors`` they come by https as well."""
+    """TLS between the two programs (``session``), between visitors and the server (``visitors``), or both."""
 
     encrypts = True
     programs = (OPENSSL,)
 
-    def __init__(self, name: str, visitors: bool) -> None:
+    def __init__(self, name: str, *, session: bool, visitors: bool) -> None:
         super().__init__("http")
         self.name = name
+        self._session = session
         self._visitors = visitors
         self._folder = Path()
 
@@ -93,9 +94,11 @@ class TinytunTls(Tinytun):
         return ["--tls-dir", str(self._folder)]
 
     def _server_url(self, server: Server) -> list[str]:
+        if not self._session:
+            return super()._server_url(server)
         return [f"https://{server.host}:{server.port}", "--ca", str(self._folder / "cert.pem")]
 
     def _endpoint(self, server: Server, host: str) -> Endpoint:
-        if self._visitors:
-            return Endpoint(server.ports["proxy-tls"], host, tls=True)
-        return super()._endpoint(server, host)
+        if not self._visitors:
+            return super()._endpoint(server, host)
+        return Endpoint(server.ports["proxy-tls"], host, tls=True)
