@@ -12,7 +12,7 @@ HELLO: Final = b"\x16"
 """The first byte of every TLS connection; no text begins with it."""
 
 SPOKEN: Final = ("http/1.1",)
-"""What is spoken behind TLS, by the names of ALPN (RFC 7301), in our order; `edge.py` has who speaks it."""
+"""What is spoken behind TLS, by the names of ALPN (RFC 7301), in our order; see `server/https.py`."""
 
 _RECORD_HEAD: Final = 5
 _MOST: Final = 16 * 1024
