@@ -123,6 +123,23 @@ Options:
   --tunnel-idle-timeout SECONDS   the same for upgraded and TCP connections; 0: no limit (default: 0)
   --max-connections N             most connections at once on each port (default: 65536)
   --max-tunnels N                 most tunnels at once (503 beyond it) (default: 10000)
+  --token-tunnels N               most tunnels at once of one token (429 beyond it); 0: no limit (default:
+                                  100)
+  --token-visitors N              most visitors at once of all tunnels of a token (503 beyond it); 0: no
+                                  limit (default: 32768)
+  --token-requests N              HTTP requests a second to all tunnels of a token (429 beyond them); 0: no
+                                  limit (default: 0)
+  --token-rate N                  bytes a second, both ways together, through all tunnels of a token; 0: no
+                                  limit (default: 0)
+  --tunnel-visitors N             most visitors at once of each tunnel (503 beyond it); 0: no limit
+                                  (default: 16384)
+  --tunnel-requests N             HTTP requests a second to each tunnel (429 beyond them); 0: no limit
+                                  (default: 0)
+  --tunnel-rate N                 bytes a second, both ways together, through each tunnel; 0: no limit
+                                  (default: 0)
+  --connect-rate N                connects a second of visitors with one address (429 beyond them); 0: no
+                                  limit (default: 0)
+  --connect-burst N               connects of one address that may come at once (default: 100)
   --backlog N                     connections that the system queues on each port (default: 2048)
   --drain-timeout SECONDS         seconds that running exchanges get to finish when the server stops
                                   (default: 25)

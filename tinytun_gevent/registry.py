@@ -57,6 +57,8 @@ class Tunnel:
     opener: str = ""
     #: The same as the server's Account; None where nobody has come back yet since a restart.
     account: Any = None
+    #: What its visitors may use (the server's TunnelBudget); None if nothing limits them.
+    budget: Any = None
     #: Whether its client asked for a resume token, so that the name is leased after a loss.
     resumable: bool = False
     #: Until when it is leased, in monotonic seconds; None while it is not.

@@ -14,15 +14,22 @@ class Limits:
     tunnels: int = 0
     #: Visitors at once: HTTP exchanges, and connections that are carried as they are.
     visitors: int = 0
-    #: HTTP requests a second.
+    #: HTTP requests a second; so many may also come at once.
     requests: float = 0.0
     #: Bytes a second, both directions together.
     rate: int = 0
 
+    @property
+    def for_visitors(self) -> bool:
+        """Whether anything here concerns visitors."""
+        return bool(self.visitors or self.requests or self.rate)
+
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One who may open tunnels; on a server without tokens all are :data:`ANYBODY`."""
+    """One who may open tunnels. On a server without tokens all are one without id, like :data:`ANYBODY`:
+    strangers have no limits in common, only each of their tunnels has its own.
+    """
 
     #: Part of what his resume tokens stand for, the same on all his machines and after a restart.
     id: str = ""

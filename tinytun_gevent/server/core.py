@@ -17,8 +17,10 @@ from ..sockets import End
 from ..wire.handshake import OpenRequest
 from ..wire.http1 import HeadLimits
 from ..workers import Workers
-from .account import ANYBODY, Account
+from .account import Account
+from .budgets import Budgets
 from .config import ServerConfig
+from .connects import Connects
 from .deadlines import Clock
 from .handover import Moved, Successor
 from .peers import Peers
@@ -82,6 +84,20 @@ class ServerCore:
         #: What is counted, for the operator.
         self.tally = Tally()
         self._trusted = config.trusted()
+        #: Who opens a tunnel on a server without tokens: nobody in particular.
+        self._anybody = Account(each=config.tunnel_limits)
+        #: What accounts and tunnels use of what they may.
+        self.budgets = Budgets(self.tally)
+        #: How often visitors' addresses connect; None if they may as often as they like.
+        self.connects: Connects | None = None
+        if config.connect_rate:
+            self.connects = Connects(
+                config.connect_rate,
+                config.connect_burst,
+                config.queue_timeout,
+                self.is_trusted,
+                self.tally,
+            )
         self.request_limits = HeadLimits(config.head_bytes, config.head_fields)
         self.answer_limits = HeadLimits(config.answer_head_bytes, config.answer_head_fields)
         #: Whether the server is stopping: no new tunnels, no further request on a connection.
@@ -103,6 +119,7 @@ class ServerCore:
     def start(self) -> None:
         """Begins to resolve the peers' names; does not block."""
         self.peers.start()
+        self.clock.watch(self.budgets)
         if self.config.deaf_to_peers:
             log.warning(
                 "PEERS is set, but METADATA_BIND is a loopback address: no other node can ask this one"
@@ -117,7 +134,7 @@ class ServerCore:
         if self.draining:
             self.tally.refuse(Refusal.SERVER)
             raise TryLaterError("This server is restarting", 503, RETRY_AFTER)
-        return ANYBODY
+        return self._anybody
 
     def observe(self, exchange: Observed) -> None:
         """The one place that every finished exchange passes; never raises, must not block."""

@@ -18,6 +18,7 @@ from tinytun_gevent.wire import http1
 from tinytun_gevent.wire.body import Body, ChunkedBody, LengthBody, UntilCloseBody
 
 if TYPE_CHECKING:
+    from tinytun_gevent.server.budgets import TunnelBudget
     from tinytun_gevent.server.edge import Visitor
     from tinytun_gevent.stream import Upstream
 
@@ -47,6 +48,7 @@ class Exchange:
         "_interim",
         "_partial",
         "body_bytes",
+        "budget",
         "close",
         "failure",
         "losses",
@@ -72,6 +74,8 @@ class Exchange:
         self.visitor = visitor
         self.request = request
         self.tunnel_id = tunnel_id
+        #: Where this visitor is counted, once he has been let in.
+        self.budget: TunnelBudget | None = None
         #: What the server answered itself, if it did.
         self.failure: Failure | None = None
         self.stream: Upstream | None = None

@@ -63,6 +63,7 @@ class Listener:
         left = dict(ports)
         for tunnel in tunnels:
             self._core.pool_of(tunnel).expect()
+            self._core.budgets.restore(tunnel)
             if isinstance(tunnel.name, int) and self._must_listen(tunnel.kind):
                 try:
                     self.ports.listen(tunnel, left.pop(tunnel.name, None))
@@ -140,6 +141,7 @@ class Listener:
                 resume=request.resume,
             )
             try:
+                self._core.budgets.open(tunnel, account)
                 if self._must_listen(request.kind):
                     self.ports.listen(tunnel)
             except NameTakenError:
@@ -150,7 +152,6 @@ class Listener:
                 self._withdraw(tunnel, request)
                 raise
             else:
-                tunnel.account = account
                 self._replace_sessions(tunnel)
                 return tunnel
         raise TryLaterError("No port is available", 503, 5)
@@ -279,6 +280,7 @@ class Listener:
     def release(self, tunnel: Tunnel) -> None:
         """Frees the name at once; whoever waits for a session is told that none comes."""
         self._core.registry.release(tunnel)
+        self._core.budgets.close(tunnel)
         self.ports.close(tunnel)
         pool = self._core.pool_of(tunnel)
         pool.close()
