@@ -41,7 +41,10 @@ def site() -> Site:
     return Site()
 
 
-def holder(limits: Limits = Limits(), each: Limits = Limits(), id: str = "a") -> Account:
+NONE = Limits()
+
+
+def holder(limits: Limits = NONE, each: Limits = NONE, id: str = "a") -> Account:
     return Account(id, id, limits, each)
 
 
