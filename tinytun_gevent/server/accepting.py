@@ -78,6 +78,11 @@ class Acceptor(StreamServer):
         #: Whether nothing is to be accepted for now, whatever there is room for.
         self.paused = False
 
+    @property
+    def accepts(self) -> bool:
+        """Whether the next one who connects is served at once."""
+        return bool(self.started) and not (self.paused or self._starved or self.full())
+
     def full(self) -> bool:
         """Whether there are as many connections as there may be."""
         return self.connections >= self._limit

@@ -121,6 +121,7 @@ class ServerCore:
 
     def observe(self, exchange: Observed) -> None:
         """The one place that every finished exchange passes; never raises, must not block."""
+        self.tally.exchange(exchange.status, time.monotonic() - exchange.started_at)
         for observer in self.observers:
             try:
                 observer(exchange)

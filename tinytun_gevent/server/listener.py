@@ -203,6 +203,7 @@ class Listener:
             sock.sendall(handshake.build_reply(_reply(self._core.registry, tunnel, request)))
             session = Session(sock, opener=True, received=early)
             session.on_goaway = lambda session: self._leave(tunnel, session)
+            session.on_goaway_sent = self._core.tally.goaway_sent
             session.on_close.append(lambda session: self._ended(tunnel, session))
             try:
                 session.start(self._core.config.handshake_timeout)
@@ -222,14 +223,17 @@ class Listener:
             replaced = SessionClosedError(REPLACED)
             session.close(replaced, CANCEL)
             raise replaced
+        came_back = tunnel.ready or tunnel.leased_until is not None
         self._core.pool_of(tunnel).add(session)
+        self._core.tally.sessions.add(session)
         self._core.registry.establish(tunnel)
         if self._core.draining:
             session.goaway()
         if joins:
             log.debug("tunnel %s has %d sessions", tunnel.name, len(tunnel.sessions))
-        else:
-            log.info("tunnel %s opened for %s", tunnel.name, tunnel.remote)
+            return
+        self._core.tally.opened(came_back)
+        log.info("tunnel %s opened for %s", tunnel.name, tunnel.remote)
 
     # -- how it ends ----------------------------------------------------------
 
@@ -238,6 +242,7 @@ class Listener:
 
         If it does so on the last one, its name is free at once, unless it is an error that makes it go.
         """
+        self._core.tally.goaway_received(session.goaway_code)
         self._settle(tunnel, keep=session.goaway_code != NO_ERROR)
         gevent.spawn(self._core.pool_of(tunnel).end_idle, session)
 
@@ -248,6 +253,9 @@ class Listener:
         if not tunnel.sessions and not tunnel.promised:
             kept = tunnel.leased_until is not None
             reason = session.error or "the client left"
+            parted = session.goaway_received or session.goaway_sent or session.error is None
+            if kept or not parted:
+                self._core.tally.tunnels_lost += 1
             log.info("tunnel %s %s: %s", tunnel.name, "lost, its name is kept" if kept else "closed", reason)
 
     def _part(self, tunnel: Tunnel, session: Session) -> None:
@@ -256,6 +264,7 @@ class Listener:
             pool = self._core.pool_of(tunnel)
             pool.remove(session)
             tunnel.part(session)
+            self._core.tally.part(session)
             if not tunnel.sessions and not self._core.registry.holds(tunnel):
                 self._core.clock.forget(pool)
 

@@ -48,6 +48,8 @@ class TcpPorts:
         self._core = core
         self._servers: dict[str, Acceptor] = {}
         self._visitors = TcpVisitors(core)
+        #: Visitors' connections that came through these ports, those of tunnels that are closed too.
+        self.connections = 0
 
     def listen(self, tunnel: Tunnel, descriptor: int | None = None) -> None:
         """Binds the tunnel's port, unless that is done or ``descriptor`` listens on it already.
@@ -61,7 +63,11 @@ class TcpPorts:
         sock.setblocking(False)
 
         def serve(visitor: Socket, address: Address) -> None:
-            self._visitors.serve(tunnel, end_of(visitor), plain(address))
+            self.connections += 1
+            try:
+                self._visitors.serve(tunnel, end_of(visitor), plain(address))
+            finally:
+                self.connections -= 1
 
         server = Acceptor(sock, serve, self._core.workers, config.max_connections, raw=True)
         server.start()
@@ -203,6 +209,7 @@ class TcpVisitors:
         stream.receiver = sink
         watch = _VisitorWatch(self._core, stream)
         self._core.begin()
+        self._core.tally.carried += 1
         self._core.clock.watch(watch)
         try:
             if early:
@@ -215,6 +222,7 @@ class TcpVisitors:
                 end.abort()
         finally:
             self._core.clock.forget(watch)
+            self._core.tally.carried -= 1
             self._core.end()
         return sink.refused
 
