@@ -94,6 +94,9 @@ Options:
   --metadata-hosts LIST           further names that the metadata API answers to (none by default)
   --log-level LEVEL               off, error, warn, info, debug or trace; RUST_LOG is understood as well
                                   (default: info)
+  --log-format FORMAT             text, or json: an object a line, with its fields as keys (default: text)
+  --access-log FILE               file for a line about each HTTP exchange, in the combined format; -:
+                                  standard output (none by default)
   --head-bytes N                  longest request head, in bytes (431 beyond it) (default: 16384)
   --head-fields N                 most fields in a request head (default: 100)
   --head-timeout SECONDS          seconds for a whole request head (408 after it) (default: 10)

@@ -22,6 +22,7 @@ from ..background import run_in_hub
 from ..errors import TunnelError
 from ..registry import Record, Registry
 from .accepting import Acceptor
+from .accesslog import AccessLog
 from .addresses import bracketed, listen_all, plain
 from .config import ServerConfig, server_url
 from .core import ServerCore
@@ -68,6 +69,7 @@ class Serving:
         self._listener, self._edge, self._tcp = listener, edge, tcp
         self._following: gevent.Greenlet[[Predecessor], None] | None = None
         self._leases = Leases(core.registry, core.storage, listener.release)
+        self._access_log = AccessLog(config.access_log) if config.access_log else None
         #: What the operator sees.
         self.sight = Sight(core, self._connections, self._accepts)
         self._metadata = _metadata_host(MetadataApp(self.sight))
@@ -95,6 +97,10 @@ class Serving:
         self._listener.restore(self._leases.start(records), ports)
         self.core.clock.watch(self._leases)
         self.sight.lag.start()
+        if self._access_log is not None:
+            self._access_log.file.reopen()  # so that whoever cannot be written is told of at once
+            self.core.observers.append(self._access_log)
+            self.core.clock.watch(self._access_log.file)
         for server in self._servers:
             server.start()
 
@@ -109,6 +115,16 @@ class Serving:
     def _accepts(self) -> bool:
         """Whether everybody gets in on all ports; the metadata API's own is not asked for."""
         return all(server.accepts for server in self._servers[1:])
+
+    def reopen_logs(self) -> None:
+        """The files have been moved away: goes on with new ones."""
+        if self._access_log is not None:
+            self._access_log.file.reopen()
+
+    def close_logs(self) -> None:
+        """Writes what has not been written yet; idempotent."""
+        if self._access_log is not None:
+            self._access_log.file.close()
 
     # -- from one process to the next -----------------------------------------
 
@@ -162,6 +178,7 @@ class Serving:
         self.core.workers.join(LAST_WORDS)
         self.core.workers.kill()
         self.core.workers.join(LAST_WORDS)
+        self.close_logs()
         return ended
 
 

@@ -23,6 +23,7 @@ from tinytun_gevent.errors import (
 from tinytun_gevent.registry import Registry, Tunnel
 from tinytun_gevent.server.account import Account
 from tinytun_gevent.server.addresses import bracketed, plain
+from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.tcp import TcpPorts
 from tinytun_gevent.session import Session
 from tinytun_gevent.stream import CANCEL, NO_ERROR
@@ -77,7 +78,9 @@ class Listener:
         try:
             self._handle(sock, caller)
         except OSError as error:
-            log.debug("%s left while opening a tunnel: %s", caller[0], error)
+            if isinstance(error, TimeoutError):
+                self._core.tally.refuse(Refusal.HANDSHAKE)
+            log.debug("%s left while opening a tunnel: %s", caller[0], error.strerror or error)
         finally:
             sock.close()
 
@@ -90,9 +93,12 @@ class Listener:
                 self._say(sock, handshake.build_health())
                 return
             account = self._core.authorize(request, caller)
-            tunnel = self._join(request.join) if request.join else self._claim(request, caller, account)
+            tunnel = self._find(request, caller, account)
         except (HandshakeError, RefusedError) as error:
-            log.info("refused %s: %s", caller[0], error)
+            if isinstance(error, HandshakeError):
+                self._core.tally.refuse(Refusal.HANDSHAKE)
+            fields = {"remote": f"{bracketed(caller[0])}:{caller[1]}", "status": error.status}
+            log.info("refused %s: %s", caller[0], error, extra=fields)
             retry = int(error.retry_after or 1) if isinstance(error, TryLaterError) else None
             self._say(sock, handshake.build_refusal(error.status, str(error), retry))
             return
@@ -122,6 +128,17 @@ class Listener:
             pass
 
     # -- the tunnel -----------------------------------------------------------
+
+    def _find(self, request: OpenRequest, caller: tuple[str, int], account: Account) -> Tunnel:
+        """The tunnel that a session is promised for; a refusal is counted here."""
+        try:
+            return self._join(request.join) if request.join else self._claim(request, caller, account)
+        except TryLaterError:
+            self._core.tally.refuse(Refusal.SERVER)
+            raise
+        except RefusedError:
+            self._core.tally.refuse(Refusal.NAME)
+            raise
 
     def _claim(self, request: OpenRequest, caller: tuple[str, int], account: Account) -> Tunnel:
         """Registers the name, and binds the port, before anything is promised.
@@ -230,10 +247,11 @@ class Listener:
         if self._core.draining:
             session.goaway()
         if joins:
-            log.debug("tunnel %s has %d sessions", tunnel.name, len(tunnel.sessions))
+            fields = _fields(tunnel)
+            log.debug("tunnel %s has %d sessions", tunnel.name, len(tunnel.sessions), extra=fields)
             return
         self._core.tally.opened(came_back)
-        log.info("tunnel %s opened for %s", tunnel.name, tunnel.remote)
+        log.info("tunnel %s opened for %s", tunnel.name, tunnel.remote, extra=_fields(tunnel))
 
     # -- how it ends ----------------------------------------------------------
 
@@ -256,7 +274,9 @@ class Listener:
             parted = session.goaway_received or session.goaway_sent or session.error is None
             if kept or not parted:
                 self._core.tally.tunnels_lost += 1
-            log.info("tunnel %s %s: %s", tunnel.name, "lost, its name is kept" if kept else "closed", reason)
+            what = "lost, its name is kept" if kept else "closed"
+            fields = {**_fields(tunnel), "duration": round(time.time() - tunnel.since, 3)}
+            log.info("tunnel %s %s: %s", tunnel.name, what, reason, extra=fields)
 
     def _part(self, tunnel: Tunnel, session: Session) -> None:
         """``session`` is none of the tunnel's any more; idempotent."""
@@ -293,6 +313,11 @@ class Listener:
         pool.close()
         if not tunnel.sessions:
             self._core.clock.forget(pool)
+
+
+def _fields(tunnel: Tunnel) -> dict[str, str | int]:
+    """What a log line's fields say of a tunnel."""
+    return {"tunnel": tunnel.name, "tunnel_id": tunnel.id, "remote": tunnel.remote}
 
 
 def _reply(registry: Registry, tunnel: Tunnel, request: OpenRequest) -> OpenReply:

@@ -28,6 +28,7 @@ from tinytun_gevent.server.addresses import bracketed, listen, plain
 from tinytun_gevent.server.handover import Moved
 from tinytun_gevent.server.peers import Peer
 from tinytun_gevent.server.routing import locate
+from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.upstream import PeerConnection
 from tinytun_gevent.sockets import End, Socket, end_of
 from tinytun_gevent.stream import Stream, Upstream
@@ -132,6 +133,7 @@ class TcpFront:
         end = end_of(sock)
         caller = plain(address)[0]
         if not self._core.is_trusted(caller):
+            self._core.tally.refuse(Refusal.PROXY_HEADER)
             log.info("refused %s on the TCP proxy port: not in TRUSTED_PROXIES", caller)
             end.close()
             return
@@ -141,6 +143,7 @@ class TcpFront:
         try:
             header = proxied.read(end, buffer)
         except (OSError, ProxyHeaderError) as error:
+            self._core.tally.refuse(Refusal.PROXY_HEADER)
             log.info("refused a connection of %s on the TCP proxy port: %s", caller, error)
             end.close()
             return
@@ -178,7 +181,8 @@ class TcpVisitors:
     def serve(self, tunnel: Tunnel, end: End, visitor: Address, early: bytes = b"") -> None:
         """Carries one visitor of a tunnel; blocks until he or the service is done, closes ``end``."""
         name = f"{bracketed(visitor[0])}:{visitor[1]}"
-        until = time.monotonic() + self._core.config.queue_timeout
+        began = time.monotonic()
+        until = began + self._core.config.queue_timeout
         refused = False
         try:
             sockets.tune(end.sock)
@@ -193,6 +197,12 @@ class TcpVisitors:
         except (SessionError, OSError):
             if not self._move(tunnel, end, visitor, early):
                 end.abort()
+        finally:
+            if log.isEnabledFor(logging.DEBUG):
+                seconds = time.monotonic() - began
+                fields = {"tunnel": tunnel.name, "visitor": visitor[0], "duration": round(seconds, 6)}
+                words = "connection over: tunnel %s, visitor %s, %.0f ms"
+                log.debug(words, tunnel.name, visitor[0], seconds * 1000, extra=fields)
 
     def _move(self, tunnel: Tunnel, end: End, visitor: Address, early: bytes) -> bool:
         """Lets the process that serves now have a visitor for whom no client came here."""
