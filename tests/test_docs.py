@@ -105,7 +105,8 @@ def test_the_server_tables_are_the_config() -> None:
 
 def test_the_server_docopt_text_is_the_config() -> None:
     described = docopt_options(cli.SERVER)
-    own = [option for option in described if option[0].split()[0] not in {"--check", "--debug", "-h,", "-V,"}]
+    of_the_command = {"--url", "--json", "--check", "--debug", "-h,", "-V,"}
+    own = [option for option in described if option[0].split()[0] not in of_the_command]
     variables = server_config.variables()
     assert [flags.split()[0] for flags, _, _ in own] == [variable.flag for variable in variables]
     for (_, default, meaning), variable in zip(own, variables, strict=True):
@@ -330,7 +331,7 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 def test_every_foreign_import_is_declared() -> None:
-    modules_of = {"docopt-ng": "docopt"}
+    modules_of = {"docopt-ng": "docopt", "prometheus-client": "prometheus_client"}
     allowed = {modules_of.get(package, package) for package in declared()["needed"]}
     for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

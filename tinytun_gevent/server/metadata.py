@@ -73,6 +73,8 @@ class MetadataApp:
         if path == "/tunnels":
             return 200, [self._sight.describe(tunnel) for tunnel in self._registry.listed()]
         if path.startswith("/tunnels/"):
+            if self._sight.core.draining:  # for another node, whose visitors would not get in
+                return 404, {"error": "draining"}
             tunnel = self._registry.find_text(path.removeprefix("/tunnels/"))
             if tunnel is not None and tunnel.ready:
                 return 200, self._sight.describe(tunnel)
