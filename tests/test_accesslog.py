@@ -326,3 +326,12 @@ def test_a_server_whose_access_log_cannot_be_written_serves_on(path: Path) -> No
         server.process.terminate()
         assert server.wait() == 0
         assert server.log().count("No space left") == 1
+
+
+def test_the_example_for_logrotate_is_about_the_file_of_the_example_for_the_server() -> None:
+    conf = Path(__file__).resolve().parent.parent / "conf"
+    named = re.search(r"(?m)^#?ACCESS_LOG=(/.+)$", (conf / "tinytun-server.env").read_text())
+    assert named is not None
+    rules = (conf / "logrotate.conf").read_text()
+    assert re.search(r"(?m)^" + re.escape(named[1]) + r" \{$", rules)
+    assert "    delaycompress\n" in rules  # what is still being written to must not be compressed

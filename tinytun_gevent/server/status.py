@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -40,8 +41,8 @@ def run(config: ServerConfig, url: str | None, as_json: bool) -> int:
     status = fetch(where)
     try:
         _show(status, as_json)
-    except BrokenPipeError:
-        pass  # nobody reads on
+    except BrokenPipeError:  # nobody reads on; the interpreter tries once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UnreachableError(f"what answers at {visible(where)} is another version") from None
     return 0
