@@ -68,7 +68,7 @@ def line(exchange: Observed, when: str, now: float) -> str:
     label = tunnel.account.label if tunnel is not None and tunnel.account is not None else ""
     referer = agent = first = host = "-"
     if request is not None:
-        first = f"{quoted(request.method)} {quoted(without_query(request.target))} HTTP/1.{request.minor}"
+        first = f"{quoted(request.method)} {quoted(request.target.partition(b'?')[0])} HTTP/1.{request.minor}"
         referer, agent = _noted(request)
         host = word(request.host.encode("latin-1", "replace"))
     who = f"{exchange.client} - {word(label.encode()) if label else '-'} [{when}]"
@@ -84,4 +84,4 @@ def _noted(request: RequestHead) -> tuple[str, str]:
             referer = value
         elif len(name) == 10 and name.lower() == b"user-agent":
             agent = value
-    return quoted(without_query(referer)) or "-", quoted(agent) or "-"
+    return (quoted(without_query(referer)) if referer else "-"), quoted(agent) or "-"
