@@ -81,7 +81,8 @@ class Acceptor(StreamServer):
     @property
     def accepts(self) -> bool:
         """Whether the next one who connects is served at once."""
-        return bool(self.started) and not (self.paused or self._starved or self.full())
+        full = self.connections >= self._limit
+        return bool(self.started) and not (self.paused or self._starved or full)
 
     def full(self) -> bool:
         """Whether there are as many connections as there may be."""

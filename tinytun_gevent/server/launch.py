@@ -287,13 +287,16 @@ class CalmLogger(Logger):  # type: ignore[misc]
         self.debug(msg, *args, **kwargs)
 
     def _set_handler(self, log: logging.Logger, output: str | None, fmt: Any, stream: Any = None) -> None:
-        """What gunicorn would write to standard error itself."""
+        """Gives gunicorn's own log our form; what it would write to standard error itself, we do."""
         super()._set_handler(log, output, fmt, stream)
         plain = self._get_gunicorn_handler(log)
-        if output == "-" and plain is not None:
+        if log is not self.error_log or plain is None:
+            return
+        plain.setFormatter(formatter(self.log_format))
+        if output == "-":
             log.removeHandler(plain)
             handler: Any = line_handler(stream)
-            handler.setFormatter(formatter(self.log_format))
+            handler.setFormatter(plain.formatter)
             handler._gunicorn = True  # so that a reload replaces it
             log.addHandler(handler)
 

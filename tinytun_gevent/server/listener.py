@@ -133,8 +133,9 @@ class Listener:
         """The tunnel that a session is promised for; a refusal is counted here."""
         try:
             return self._join(request.join) if request.join else self._claim(request, caller, account)
-        except TryLaterError:
-            self._core.tally.refuse(Refusal.SERVER)
+        except TryLaterError as error:
+            if error.status == 503:  # 429 is a limit of his own
+                self._core.tally.refuse(Refusal.SERVER)
             raise
         except RefusedError:
             self._core.tally.refuse(Refusal.NAME)

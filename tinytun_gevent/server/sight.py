@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import __version__
@@ -34,7 +33,7 @@ def status_classes(statuses: list[int]) -> dict[str, int]:
 
 def moment(seconds: float) -> str:
     """Seconds since the epoch as RFC 3339 has them, in UTC: ``2026-11-26T12:00:00Z``."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z".format(*time.gmtime(seconds)[:6])
 
 
 class Sight:
