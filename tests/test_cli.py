@@ -280,6 +280,8 @@ def test_wrong_usage_is_one_clear_line_and_the_usage(
     ("arguments", "says"),
     [
         ("extra", "'extra' is not expected"),
+        ("status extra", "'extra' is not expected"),
+        ("--json", "these options do not go together"),
         ("--frob 1", "'--frob' is not an option"),
         ("--proxy-port", "--proxy-port needs a value"),
     ],
@@ -331,7 +333,7 @@ def test_what_is_read(arguments: str, expected: dict[str, object]) -> None:
 def test_the_servers_options_are_its_variables() -> None:
     text = " ".join(SERVER.split())
     read = parse("tinytun-server", SERVER, [])
-    own = {"--check", "--debug", "--help", "--version"}
+    own = {"status", "--url", "--json", "--check", "--debug", "--help", "--version"}
     assert set(read) - own == {variable.flag for variable in variables()}
     for variable in variables():
         default = f"(default: {variable.default})" if variable.default else "(none by default)"

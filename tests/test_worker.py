@@ -73,6 +73,16 @@ def answers(server: ServerProcess) -> bool:
         return False
 
 
+def ask_metadata(server: ServerProcess, path: str, status: int) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", server.metadata_port, timeout=DEADLINE)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    assert answer.status == status
+    body = answer.read().decode()
+    connection.close()
+    return body
+
+
 def refuses(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=DEADLINE).close()
@@ -148,8 +158,11 @@ def test_running_exchanges_finish_while_nothing_new_is_taken(
         thread, results = in_background(Visitor(server, "app"), service)
         server.process.terminate()
         server.wait_line("stopping: 1 exchanges")
-        for port in (server.proxy_port, server.connection_port, server.metadata_port):
+        for port in (server.proxy_port, server.connection_port):
             wait_for(lambda port=port: refuses(port), "refused connection", 1)
+        for path, status in (("/ready", 503), ("/tunnels/app", 404)):
+            assert "draining" in ask_metadata(server, path, status)
+        assert "tinytun_draining 1.0" in ask_metadata(server, "/metrics", 200)
         assert idle.connection.sock.recv(1) == b""  # an idle visitor is not waited for
         assert server.process.poll() is None
         service.finish()

@@ -7,6 +7,7 @@ gunicorn's master must not.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -66,12 +67,15 @@ The server of tinytun: gives tunnel clients a public URL or port.
 
 Usage:
   tinytun-server [options]
+  tinytun-server status [--url URL] [--json] [options]
   tinytun-server (-h | --help | -V | --version)
 
 Every option is also an environment variable of the same name, such as PROXY_PORT for --proxy-port;
-the option wins.
+the option wins. "status" shows what a running server does; it asks the metadata API.
 
 Options:
+  --url URL                       where "status" asks, instead of METADATA_BIND and METADATA_PORT
+  --json                          "status" as JSON
   --connection-port PORT          port that tunnel clients connect to (default: 5554)
   --proxy-port PORT               port that visitors reach HTTP tunnels on (default: 5555)
   --tcp-proxy-port PORT           port for TCP behind a PROXY protocol load balancer (default: 5556)
@@ -94,6 +98,9 @@ Options:
   --metadata-hosts LIST           further names that the metadata API answers to (none by default)
   --log-level LEVEL               off, error, warn, info, debug or trace; RUST_LOG is understood as well
                                   (default: info)
+  --log-format FORMAT             text, or json: an object a line, with its fields as keys (default: text)
+  --access-log FILE               file for a line about each HTTP exchange, in the combined format; -:
+                                  standard output (none by default)
   --head-bytes N                  longest request head, in bytes (431 beyond it) (default: 16384)
   --head-fields N                 most fields in a request head (default: 100)
   --head-timeout SECONDS          seconds for a whole request head (408 after it) (default: 10)
@@ -150,7 +157,8 @@ Options:
   -h, --help                      Print help
   -V, --version                   Print version
 
-Exit codes: 0 stopped by a signal, 1 internal error, 2 configuration, or a port that is in use.
+Exit codes: 0 stopped by a signal, 1 internal error, 2 configuration, or a port that is in use,
+5 "status" reached no server.
 """
 
 
@@ -178,6 +186,11 @@ def server() -> NoReturn:
     arguments = parse("tinytun-server", SERVER, argv)
 
     def run() -> int:
+        if arguments["status"]:
+            from .server import config, status
+
+            asked = config.ServerConfig.from_environ(os.environ, server_overrides(arguments))
+            return status.run(asked, arguments["--url"], arguments["--json"])
         from .server.launch import main
 
         return main(server_overrides(arguments), check=arguments["--check"])
@@ -201,7 +214,9 @@ def parse(program: str, doc: str, argv: Sequence[str]) -> dict[str, Any]:
 def server_overrides(arguments: dict[str, Any]) -> dict[str, str]:
     """The options with a value that were given, by flag: what wins over the environment."""
     return {
-        flag: value for flag, value in arguments.items() if flag.startswith("--") and isinstance(value, str)
+        flag: value
+        for flag, value in arguments.items()
+        if flag.startswith("--") and isinstance(value, str) and flag != "--url"
     }
 
 
@@ -227,6 +242,9 @@ def what_is_wrong(doc: str, argv: Sequence[str], docopt_says: str) -> str:
         if takes_value[matching[0]] and whole and not equals:
             next(rest, None)
     commands = re.findall(r"(?m)^  \S+ ([a-z]+) ", doc[doc.index("Usage:") : doc.index("Options:")])
+    if "<target>" not in doc:
+        words = words[1:] if words[:1] == commands[:1] else words
+        commands = []
     return _wrong_words(words, commands)
 
 

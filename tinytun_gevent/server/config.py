@@ -115,6 +115,15 @@ class ServerConfig:
         settings.LEVEL,
         "off, error, warn, info, debug or trace; RUST_LOG is understood as well",
     )
+    log_format: str = _option(
+        "LOG_FORMAT", "text", settings.LOG_FORMAT, "text, or json: an object a line, with its fields as keys"
+    )
+    access_log: str = _option(
+        "ACCESS_LOG",
+        "",
+        settings.LOG_FILE,
+        "file for a line about each HTTP exchange, in the combined format; -: standard output",
+    )
     head_bytes: int = _count(
         "HEAD_BYTES", "16384", "longest request head, in bytes (431 beyond it)", low=1024, high=1 << 20
     )

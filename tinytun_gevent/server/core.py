@@ -23,6 +23,7 @@ from .config import ServerConfig
 from .connects import Connects
 from .deadlines import Clock
 from .handover import Moved, Successor
+from .observed import Observed, log_exchange
 from .peers import Peers
 from .pool import StreamPool
 from .storage import Storage
@@ -47,19 +48,6 @@ class Front(Protocol):
 
     def drain(self) -> None:
         """Closes what is idle, lets what is busy finish; must not block."""
-
-
-class Observed(Protocol):
-    """What `ServerCore.observe` learns of an exchange that is over."""
-
-    #: Which tunnel carried it; ``""`` if none did.
-    tunnel_id: str
-    #: The final answer's status; 0 if there was none.
-    status: int
-    #: Bytes of the answer's body.
-    response_bytes: int
-    #: When it began, in monotonic seconds.
-    started_at: float
 
 
 class ServerCore:
@@ -114,7 +102,7 @@ class ServerCore:
         #: Looks at the deadlines of everybody's connections once a second.
         self.clock = Clock()
         #: Called with every exchange that is over; must not block.
-        self.observers: list[Callable[[Observed], None]] = [_log_exchange]
+        self.observers: list[Callable[[Observed], None]] = [log_exchange]
 
     def start(self) -> None:
         """Begins to resolve the peers' names; does not block."""
@@ -138,6 +126,7 @@ class ServerCore:
 
     def observe(self, exchange: Observed) -> None:
         """The one place that every finished exchange passes; never raises, must not block."""
+        self.tally.exchange(exchange.status, time.monotonic() - exchange.started_at)
         for observer in self.observers:
             try:
                 observer(exchange)
@@ -230,15 +219,3 @@ def _part_quietly(tunnel: Tunnel, pool: StreamPool) -> None:
     """
     pool.wait_quiet(QUIET)
     _say_goodbye(tunnel)
-
-
-def _log_exchange(exchange: Observed) -> None:
-    if log.isEnabledFor(logging.DEBUG):
-        duration = (time.monotonic() - exchange.started_at) * 1000
-        log.debug(
-            "exchange over: tunnel %s, status %d, %d bytes, %.0f ms",
-            exchange.tunnel_id or "-",
-            exchange.status,
-            exchange.response_bytes,
-            duration,
-        )

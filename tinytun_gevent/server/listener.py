@@ -23,6 +23,7 @@ from tinytun_gevent.errors import (
 from tinytun_gevent.registry import Registry, Tunnel
 from tinytun_gevent.server.account import Account
 from tinytun_gevent.server.addresses import bracketed, plain
+from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.tcp import TcpPorts
 from tinytun_gevent.session import Session
 from tinytun_gevent.stream import CANCEL, NO_ERROR
@@ -78,7 +79,9 @@ class Listener:
         try:
             self._handle(sock, caller)
         except OSError as error:
-            log.debug("%s left while opening a tunnel: %s", caller[0], error)
+            if isinstance(error, TimeoutError):
+                self._core.tally.refuse(Refusal.HANDSHAKE)
+            log.debug("%s left while opening a tunnel: %s", caller[0], error.strerror or error)
         finally:
             sock.close()
 
@@ -91,9 +94,12 @@ class Listener:
                 self._say(sock, handshake.build_health())
                 return
             account = self._core.authorize(request, caller)
-            tunnel = self._join(request.join) if request.join else self._claim(request, caller, account)
+            tunnel = self._find(request, caller, account)
         except (HandshakeError, RefusedError) as error:
-            log.info("refused %s: %s", caller[0], error)
+            if isinstance(error, HandshakeError):
+                self._core.tally.refuse(Refusal.HANDSHAKE)
+            fields = {"remote": f"{bracketed(caller[0])}:{caller[1]}", "status": error.status}
+            log.info("refused %s: %s", caller[0], error, extra=fields)
             retry = int(error.retry_after or 1) if isinstance(error, TryLaterError) else None
             self._say(sock, handshake.build_refusal(error.status, str(error), retry))
             return
@@ -123,6 +129,18 @@ class Listener:
             pass
 
     # -- the tunnel -----------------------------------------------------------
+
+    def _find(self, request: OpenRequest, caller: tuple[str, int], account: Account) -> Tunnel:
+        """The tunnel that a session is promised for; a refusal is counted here."""
+        try:
+            return self._join(request.join) if request.join else self._claim(request, caller, account)
+        except TryLaterError as error:
+            if error.status == 503:  # 429 is a limit of his own
+                self._core.tally.refuse(Refusal.SERVER)
+            raise
+        except RefusedError:
+            self._core.tally.refuse(Refusal.NAME)
+            raise
 
     def _claim(self, request: OpenRequest, caller: tuple[str, int], account: Account) -> Tunnel:
         """Registers the name, and binds the port, before anything is promised.
@@ -204,6 +222,7 @@ class Listener:
             sock.sendall(handshake.build_reply(_reply(self._core.registry, tunnel, request)))
             session = Session(sock, opener=True, received=early)
             session.on_goaway = lambda session: self._leave(tunnel, session)
+            session.on_goaway_sent = self._core.tally.goaway_sent
             session.on_close.append(lambda session: self._ended(tunnel, session))
             try:
                 session.start(self._core.config.handshake_timeout)
@@ -223,14 +242,18 @@ class Listener:
             replaced = SessionClosedError(REPLACED)
             session.close(replaced, CANCEL)
             raise replaced
+        came_back = tunnel.ready or tunnel.leased_until is not None
         self._core.pool_of(tunnel).add(session)
+        self._core.tally.sessions.add(session)
         self._core.registry.establish(tunnel)
         if self._core.draining:
             session.goaway()
         if joins:
-            log.debug("tunnel %s has %d sessions", tunnel.name, len(tunnel.sessions))
-        else:
-            log.info("tunnel %s opened for %s", tunnel.name, tunnel.remote)
+            fields = _fields(tunnel)
+            log.debug("tunnel %s has %d sessions", tunnel.name, len(tunnel.sessions), extra=fields)
+            return
+        self._core.tally.opened(came_back)
+        log.info("tunnel %s opened for %s", tunnel.name, tunnel.remote, extra=_fields(tunnel))
 
     # -- how it ends ----------------------------------------------------------
 
@@ -239,6 +262,7 @@ class Listener:
 
         If it does so on the last one, its name is free at once, unless it is an error that makes it go.
         """
+        self._core.tally.goaway_received(session.goaway_code)
         self._settle(tunnel, keep=session.goaway_code != NO_ERROR)
         gevent.spawn(self._core.pool_of(tunnel).end_idle, session)
 
@@ -249,7 +273,12 @@ class Listener:
         if not tunnel.sessions and not tunnel.promised:
             kept = tunnel.leased_until is not None
             reason = session.error or "the client left"
-            log.info("tunnel %s %s: %s", tunnel.name, "lost, its name is kept" if kept else "closed", reason)
+            parted = session.goaway_received or session.goaway_sent or session.error is None
+            if kept or not parted:
+                self._core.tally.tunnels_lost += 1
+            what = "lost, its name is kept" if kept else "closed"
+            fields = {**_fields(tunnel), "duration": round(time.time() - tunnel.since, 3)}
+            log.info("tunnel %s %s: %s", tunnel.name, what, reason, extra=fields)
 
     def _part(self, tunnel: Tunnel, session: Session) -> None:
         """``session`` is none of the tunnel's any more; idempotent."""
@@ -257,6 +286,7 @@ class Listener:
             pool = self._core.pool_of(tunnel)
             pool.remove(session)
             tunnel.part(session)
+            self._core.tally.part(session)
             if not tunnel.sessions and not self._core.registry.holds(tunnel):
                 self._core.clock.forget(pool)
 
@@ -286,6 +316,11 @@ class Listener:
         pool.close()
         if not tunnel.sessions:
             self._core.clock.forget(pool)
+
+
+def _fields(tunnel: Tunnel) -> dict[str, str | int]:
+    """What a log line's fields say of a tunnel."""
+    return {"tunnel": tunnel.name, "tunnel_id": tunnel.id, "remote": tunnel.remote}
 
 
 def _reply(registry: Registry, tunnel: Tunnel, request: OpenRequest) -> OpenReply:

@@ -234,6 +234,21 @@ def _read_directory(text: str) -> str:
     return text
 
 
+def _read_log_format(text: str) -> str:
+    if text.lower() not in ("text", "json"):
+        raise ValueError("text or json")
+    return text.lower()
+
+
+def _read_log_file(text: str) -> str:
+    if text == "-":
+        return text
+    try:
+        return _read_directory(text)
+    except ValueError:
+        raise ValueError("an absolute path, or - for standard output") from None
+
+
 SWITCH: Final = Form(_read_switch, lambda value: "on" if value else "off")
 PORT: Final = Form(_read_port)
 ADDRESS: Final = Form(_read_address, bracketed)
@@ -245,4 +260,6 @@ PUBLIC_URL: Final = Form(_read_public_url)
 PEERS: Final = Form(_read_peers, joined)
 LEVEL: Final = Form(_read_level)
 DIRECTORY: Final = Form(_read_directory)
+LOG_FORMAT: Final = Form(_read_log_format)
+LOG_FILE: Final = Form(_read_log_file)
 RUST_LOG: Final = Form(_read_rust_log)

@@ -56,7 +56,8 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         """Called last before `run`, when the sockets are gevent's and signals are ours."""
         overrides: Mapping[str, str] = getattr(self.app, "overrides", {})
         self._config = ServerConfig.from_environ(os.environ, overrides)
-        logs.configure(self._config.log_level)
+        logs.configure(self._config.log_level, self._config.log_format)
+        logs.adopt(gevent.get_hub())
         self._stopping = Event()
         self._serving = Serving(self._config, self.sockets)
 
@@ -139,6 +140,7 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
             if self._hurried and patience:
                 drain.kill(block=False)
                 break
+        self._serving.close_logs()
         log.info("stopped%s", "" if drain.ready() and drain.value else ": some exchanges were cut off")
 
     def _patience(self) -> float:
@@ -146,6 +148,13 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         if self._serving.core.successor is None:
             return self._config.drain_timeout
         return self._config.reload_timeout
+
+    def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
+        """USR1, which the master passes on: the log files have been moved away."""
+        super().handle_usr1(sig, frame)
+        serving = getattr(self, "_serving", None)
+        if serving is not None:
+            gevent.spawn(serving.reopen_logs)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """TERM: drain."""
