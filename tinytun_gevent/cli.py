@@ -68,14 +68,26 @@ The server of tinytun: gives tunnel clients a public URL or port.
 Usage:
   tinytun-server [options]
   tinytun-server status [--url URL] [--json] [options]
+  tinytun-server token new --label NAME [--names LIST] [--ports LIST] [--reserve LIST]
+                           [--reserve-ports LIST] [--expires WHEN] [options]
+  tinytun-server token list [options]
+  tinytun-server token revoke <token> [options]
   tinytun-server (-h | --help | -V | --version)
 
 Every option is also an environment variable of the same name, such as PROXY_PORT for --proxy-port;
-the option wins. "status" shows what a running server does; it asks the metadata API.
+the option wins. "status" shows what a running server does; it asks the metadata API. "token" makes, lists
+and revokes the tokens in AUTH_FILE, of which only the hashes are kept; <token> is its label, or how its
+hash begins.
 
 Options:
   --url URL                       where "status" asks, instead of METADATA_BIND and METADATA_PORT
   --json                          "status" as JSON
+  --label NAME                    whose token it is: 1-64 letters, digits and . _ @ + -
+  --names LIST                    subdomains that the token may take, * for any characters; any if absent
+  --ports LIST                    ports that the token may take, such as 20000-20099; any if absent
+  --reserve LIST                  subdomains that the token may take, and nobody else
+  --reserve-ports LIST            ports that the token may take, and nobody else
+  --expires WHEN                  last day on which the token is valid, 2027-01-31, or a time with its zone
   --connection-port PORT          port that tunnel clients connect to (default: 5554)
   --proxy-port PORT               port that visitors reach HTTP tunnels on (default: 5555)
   --tcp-proxy-port PORT           port for TCP behind a PROXY protocol load balancer (default: 5556)
@@ -93,6 +105,10 @@ Options:
                                   TCP_PROXY_PORT leads to them (default: on)
   --trusted-proxies LIST          addresses and CIDRs whose PROXY headers and forwarding fields are
                                   believed, comma-separated (none by default)
+  --auth-file FILE                file with the tokens of those who may open tunnels; without it, everybody
+                                  may (none by default)
+  --reserved-names LIST           subdomains that nobody gets, comma-separated; * stands for any characters
+                                  (none by default)
   --peers LIST                    the other nodes: a DNS name or a list of
                                   host[:metadata_port[:proxy_port[:tcp_proxy_port]]] (none by default)
   --metadata-hosts LIST           further names that the metadata API answers to (none by default)
@@ -162,6 +178,18 @@ Exit codes: 0 stopped by a signal, 1 internal error, 2 configuration, or a port 
 """
 
 
+NOT_VARIABLES = {
+    "--url",
+    "--label",
+    "--names",
+    "--ports",
+    "--reserve",
+    "--reserve-ports",
+    "--expires",
+}
+"""Options of the server's command that are no variable's: those of "status" and "token"."""
+
+
 def client() -> NoReturn:
     """The command ``tinytun``."""
     argv = sys.argv[1:]
@@ -191,6 +219,12 @@ def server() -> NoReturn:
 
             asked = config.ServerConfig.from_environ(os.environ, server_overrides(arguments))
             return status.run(asked, arguments["--url"], arguments["--json"])
+        if arguments["token"]:
+            from .server import config, tokens
+
+            return tokens.run(
+                config.ServerConfig.from_environ(os.environ, server_overrides(arguments)), arguments
+            )
         from .server.launch import main
 
         return main(server_overrides(arguments), check=arguments["--check"])
@@ -216,7 +250,7 @@ def server_overrides(arguments: dict[str, Any]) -> dict[str, str]:
     return {
         flag: value
         for flag, value in arguments.items()
-        if flag.startswith("--") and isinstance(value, str) and flag != "--url"
+        if flag.startswith("--") and isinstance(value, str) and flag not in NOT_VARIABLES
     }
 
 

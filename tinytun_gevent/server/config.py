@@ -100,6 +100,18 @@ class ServerConfig:
         settings.NETWORKS,
         "addresses and CIDRs whose PROXY headers and forwarding fields are believed, comma-separated",
     )
+    auth_file: str = _option(
+        "AUTH_FILE",
+        "",
+        settings.FILE,
+        "file with the tokens of those who may open tunnels; without it, everybody may",
+    )
+    reserved_names: tuple[str, ...] = _option(
+        "RESERVED_NAMES",
+        "",
+        settings.PATTERNS,
+        "subdomains that nobody gets, comma-separated; * stands for any characters",
+    )
     peers: tuple[PeerAddress, ...] = _option(
         "PEERS",
         "",

@@ -18,6 +18,7 @@ from ..wire.handshake import OpenRequest
 from ..wire.http1 import HeadLimits
 from ..workers import Workers
 from .account import Account
+from .auth import Auth
 from .budgets import Budgets
 from .config import ServerConfig
 from .connects import Connects
@@ -72,8 +73,8 @@ class ServerCore:
         #: What is counted, for the operator.
         self.tally = Tally()
         self._trusted = config.trusted()
-        #: Who opens a tunnel on a server without tokens: nobody in particular.
-        self._anybody = Account(each=config.tunnel_limits)
+        #: Who may open tunnels.
+        self.auth = Auth(config, self.tally, self.is_trusted)
         #: What accounts and tunnels use of what they may.
         self.budgets = Budgets(self.tally)
         #: How often visitors' addresses connect; None if they may as often as they like.
@@ -108,6 +109,8 @@ class ServerCore:
         """Begins to resolve the peers' names; does not block."""
         self.peers.start()
         self.clock.watch(self.budgets)
+        self.auth.load()
+        self.clock.watch(self.auth)
         if self.config.deaf_to_peers:
             log.warning(
                 "PEERS is set, but METADATA_BIND is a loopback address: no other node can ask this one"
@@ -116,13 +119,12 @@ class ServerCore:
     def authorize(self, request: OpenRequest, address: tuple[str, int]) -> Account:
         """The one place that decides whether ``request`` from ``address`` may open a tunnel.
 
-        Returns who opens it, or raises RefusedError, whose status and text answer the CONNECT. Today
-        everybody may, and is nobody in particular, unless the server is stopping.
+        Returns who opens it, or raises RefusedError, whose status and text answer the CONNECT.
         """
         if self.draining:
             self.tally.refuse(Refusal.SERVER)
             raise TryLaterError("This server is restarting", 503, RETRY_AFTER)
-        return self._anybody
+        return self.auth.authenticate(request.token, address[0])
 
     def observe(self, exchange: Observed) -> None:
         """The one place that every finished exchange passes; never raises, must not block."""

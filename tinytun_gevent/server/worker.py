@@ -20,7 +20,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from .. import __version__, garbage
 from ..registry import Record
-from . import logs
+from . import logs, tokens
 from .app import Serving
 from .config import ServerConfig
 from .handover import Handover, Predecessor, Successor, take_over
@@ -70,6 +70,8 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         if predecessor is not None:
             self._welcome(predecessor)
         self._announce()
+        if predecessor is None and (notice := tokens.notice(self._serving.config)):
+            log.warning("%s", notice)
         while self.alive:
             self.notify()
             self._stopping.wait(NOTIFY)
