@@ -334,6 +334,8 @@ def test_the_servers_options_are_its_variables() -> None:
     text = " ".join(SERVER.split())
     read = parse("tinytun-server", SERVER, [])
     own = {"status", "--url", "--json", "--check", "--debug", "--help", "--version"}
+    own |= {"token", "new", "list", "revoke", "<token>", "--label", "--names", "--ports", "--expires"}
+    own |= {"--reserve", "--reserve-ports"}
     assert set(read) - own == {variable.flag for variable in variables()}
     for variable in variables():
         default = f"(default: {variable.default})" if variable.default else "(none by default)"

@@ -276,6 +276,8 @@ def what_is_wrong(doc: str, argv: Sequence[str], docopt_says: str) -> str:
         if takes_value[matching[0]] and whole and not equals:
             next(rest, None)
     commands = re.findall(r"(?m)^  \S+ ([a-z]+) ", doc[doc.index("Usage:") : doc.index("Options:")])
+    if words[:1] == ["token"] and "token new" in doc:
+        return "say what to do: token new --label NAME, token list, or token revoke LABEL"
     if "<target>" not in doc:
         words = words[1:] if words[:1] == commands[:1] else words
         commands = []

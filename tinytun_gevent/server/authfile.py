@@ -234,8 +234,10 @@ def remove(text: str, number: int) -> str:
     end = start + 1
     while end < len(lines) and not _TABLE.match(lines[end].rstrip("\r\n")):
         end += 1
-    while end < len(lines) and end > start + 1 and _is_remark(lines[end - 1]):
+    while end > start + 1 and _is_remark(lines[end - 1]):
         end -= 1
+    if end < len(lines) and not lines[end].strip() and not "".join(lines[start - 1 : start]).strip():
+        end += 1  # one empty line between its neighbors will do
     changed = "".join(lines[:start] + lines[end:])
     if tomllib_tokens(changed) != tokens[:number] + tokens[number + 1 :]:
         raise UsageError(

@@ -84,11 +84,10 @@ def _new(path: str, arguments: dict[str, Any]) -> int:
     token = PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
     entry = _entry(arguments, authfile.digest(token))
     with _changing(path) as change:
-        before = change.text
-        after = authfile.append(before, entry)
-        authfile.parse(before)
-        authfile.parse(after)
-        change.text = after
+        if any(grant.account.label == entry["label"] for grant in authfile.parse(change.text)):
+            raise UsageError(f"{entry['label']} has a token already; revoke it first, or use another label")
+        change.text = authfile.append(change.text, entry)
+        authfile.parse(change.text)
     print(token, flush=True)
     print(
         f"This is the token of {entry['label']}. It is not shown again: {path} has its hash only.\n"
