@@ -25,7 +25,7 @@ log = logging.getLogger("tinytun_gevent.server")
 
 _Signature = tuple[int, int, int, int] | None
 
-NO_TOKEN: Final = "This server asks for a token: tinytun login, --token-file or TINYTUN_TOKEN"
+NO_TOKEN: Final = "This server asks for a token"
 WRONG_TOKEN: Final = "The token is not valid here"
 EXPIRED_TOKEN: Final = "The token has expired"
 
