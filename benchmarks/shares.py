@@ -15,13 +15,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from .peers import Contender, Ground
 from .peers.ours import Tinytun
 from .processes import BenchmarkError, Workspace
-from .tools import build, start_echo
 from .way import Endpoint
 
+HEAD = 16384  # bytes of a request's head at most
 CHUNK = 1 << 20  # bytes that are discarded, or offered to the kernel, in one call
 LENGTH = 1 << 50  # bytes of a body that never ends
 TUNNELS = 8
@@ -46,22 +47,31 @@ class Shares:
         return min(self.rates) / equal, max(self.rates) / equal
 
 
-def serve_sink() -> None:
-    """A service that reads what comes and throws it away in the kernel; prints its port."""
+def serve() -> None:
+    """A service that answers GET by zeros without an end, and discards all else; prints its port."""
     buffer, selector = bytearray(CHUNK), selectors.DefaultSelector()
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         listener.setblocking(False)
         selector.register(listener, selectors.EVENT_READ)
         print(f"port {listener.getsockname()[1]}", flush=True)
         while True:
-            for key, _ in selector.select():
+            for key, events in selector.select():
                 sock = key.fileobj
                 assert isinstance(sock, socket.socket)
                 try:
                     if sock is listener:
                         visitor, _ = listener.accept()
                         visitor.setblocking(False)
-                        selector.register(visitor, selectors.EVENT_READ)
+                        selector.register(visitor, selectors.EVENT_READ, "fresh")
+                    elif events & selectors.EVENT_WRITE:
+                        sock.send(buffer)
+                    elif key.data == "fresh":
+                        head = sock.recv(HEAD)
+                        if head.startswith(b"GET "):
+                            sock.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LENGTH)
+                            selector.modify(sock, selectors.EVENT_WRITE)
+                        else:
+                            selector.modify(sock, selectors.EVENT_READ)
                     elif not sock.recv_into(buffer, CHUNK, socket.MSG_TRUNC):
                         raise ConnectionResetError
                 except BlockingIOError:
@@ -69,6 +79,14 @@ def serve_sink() -> None:
                 except OSError:
                     selector.unregister(sock)
                     sock.close()
+
+
+def start_service(workspace: Workspace) -> int:
+    """The port of a service of its own."""
+    command = [sys.executable, "-m", "benchmarks.shares", "--serve"]
+    variables = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    service = workspace.start("service", command, variables)
+    return int(service.expect(r"^port (\d+)$")[1])
 
 
 class Visitors:
@@ -82,9 +100,7 @@ class Visitors:
         self._selector = stack.enter_context(selectors.DefaultSelector())
         for number, (endpoint, count) in enumerate(zip(endpoints, counts, strict=True)):
             for _ in range(count):
-                sock = stack.enter_context(
-                    socket.create_connection(("127.0.0.1", endpoint.port), timeout=10)
-                )
+                sock = stack.enter_context(socket.create_connection(("127.0.0.1", endpoint.port), timeout=10))
                 sock.sendall(self._request(endpoint))
                 sock.setblocking(False)
                 event = selectors.EVENT_WRITE if upload else selectors.EVENT_READ
@@ -92,7 +108,7 @@ class Visitors:
 
     def _request(self, endpoint: Endpoint) -> bytes:
         if not self._upload:
-            return endpoint.request(f"bytes/{LENGTH}")
+            return endpoint.request("")
         return f"POST / HTTP/1.1\r\nHost: {endpoint.host}\r\nContent-Length: {LENGTH}\r\n\r\n".encode()
 
     def run(self, seconds: float) -> Shares:
@@ -130,35 +146,39 @@ def _tunnels(contender: Contender, workspace: Workspace, port: int, count: int) 
 
 
 def measure(
-    contender: Contender, workspace: Workspace, port: int, counts: list[int], upload: bool, seconds: float
+    contender: Contender,
+    workspace: Workspace,
+    port: int,
+    counts: list[int],
+    upload: bool,
+    seconds: float,
+    warm: float = WARM,
 ) -> Shares:
     """What tunnels with so many visitors each get."""
     with ExitStack() as stack:
         endpoints = stack.enter_context(_tunnels(contender, workspace, port, len(counts)))
         visitors = Visitors(stack, endpoints, counts, upload)
-        visitors.run(WARM)
+        visitors.run(warm)
         return visitors.run(seconds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sink", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each measurement (default 3)")
     parser.add_argument("--crowd", type=int, default=CROWD, help=f"visitors of the crowd (default {CROWD})")
     parser.add_argument("--kind", choices=("http", "tcp"), help="one kind of tunnel only")
     arguments = parser.parse_args()
-    if arguments.sink:
-        serve_sink()
+    if arguments.serve:
+        serve()
         return
     with Workspace() as workspace:
-        echo = start_echo(workspace, build(workspace))[1]
-        sink = workspace.start("sink", [sys.executable, "-m", "benchmarks.shares", "--sink"])
-        ports = {False: echo, True: int(sink.expect(r"^port (\d+)$")[1])}
+        port = start_service(workspace)
         for kind in (arguments.kind,) if arguments.kind else ("http", "tcp"):
             contender = Tinytun(kind)
             for upload, way in ((False, "down"), (True, "up")):
                 for counts in ([1] * TUNNELS, [arguments.crowd, 1]):
-                    shares = measure(contender, workspace, ports[upload], counts, upload, arguments.seconds)
+                    shares = measure(contender, workspace, port, counts, upload, arguments.seconds)
                     low, high = shares.spread
                     if len(counts) == TUNNELS:
                         text = f"{TUNNELS} tunnels: {low:.2f} to {high:.2f} of an equal share"

@@ -13,6 +13,7 @@ from gevent.event import Event
 
 from ..errors import TryLaterError
 from ..registry import Registry, Tunnel
+from ..shares import Share, Shares
 from ..sockets import End
 from ..wire.handshake import OpenRequest
 from ..wire.http1 import HeadLimits
@@ -102,6 +103,9 @@ class ServerCore:
         self.workers = Workers()
         #: Looks at the deadlines of everybody's connections once a second.
         self.clock = Clock()
+        #: What tunnels move, in each direction, while several of them move much.
+        self._received = Shares()
+        self._sent = Shares()
         #: Called with every exchange that is over; must not block.
         self.observers: list[Callable[[Observed], None]] = [log_exchange]
 
@@ -144,7 +148,8 @@ class ServerCore:
         pool: StreamPool | None = tunnel.pool
         if pool is None:
             config = self.config
-            pool = StreamPool(config.queue_timeout, config.park_seconds, config.park_visitors)
+            shares = Share(self._received), Share(self._sent)
+            pool = StreamPool(config.queue_timeout, config.park_seconds, config.park_visitors, shares)
             tunnel.pool = pool
             tunnel.sessions = pool.sessions
             self.clock.watch(pool)
