@@ -248,7 +248,7 @@ def test_help_and_version_survive_a_closed_pipe() -> None:
     [
         ("", "say what to open, for example: tinytun http 3000"),
         ("-q", "say what to open, for example: tinytun http 3000"),
-        ("udp 3000", "'udp' is not one of http, tcp, demo"),
+        ("udp 3000", "'udp' is not one of http, tcp, demo, login, logout"),
         ("http", "the target is missing, for example: tinytun http 3000"),
         ("http -s app", "the target is missing, for example: tinytun http 3000"),
         ("http 3000 4000", "'4000' is not expected"),
@@ -532,7 +532,8 @@ def test_refused_is_3(status: int) -> None:
         done = run(TINYTUN, "http", "3000", "-s", "app", "--server", url)
     assert done.returncode == 3
     assert done.stdout == ""
-    assert done.stderr.splitlines()[-1].endswith(f"refuses subdomain 'app': Banned ({status})")
+    hint = {401: "; 'tinytun login --server", 403: "; whoever runs the server"}.get(status, "")
+    assert f"refuses subdomain 'app': Banned ({status}){hint}" in done.stderr.splitlines()[-1]
 
 
 def test_a_taken_name_is_4(server: TunnelServer, page: int) -> None:
