@@ -27,6 +27,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self._running = 0
 
     def monotonic(self) -> float:
         return self.now
@@ -48,6 +49,7 @@ class Machine:
     def run(self, share: Share, until: float, between: Callable[[], None]) -> tuple[int, float]:
         """Moves turn after turn, with something to do between them."""
         moved, paused = 0, 0.0
+        self._running += 1
         while self.now < until:
             share.took(TURN)
             moved += TURN
@@ -56,6 +58,9 @@ class Machine:
                 began = self.now
                 share.wait()
                 paused += self.now - began
+        self._running -= 1
+        while self._running:  # time goes on for those who wait
+            self.work()
         return moved, paused
 
     def rarely(self, times: int) -> Callable[[], None]:
