@@ -59,7 +59,7 @@ def test_one_tunnel_too_many_is_refused_until_one_is_closed(site: Site) -> None:
         site.open(account)
     assert caught.value.status == 429
     assert caught.value.retry_after == module.TUNNEL_AGAIN
-    assert "2 tunnels" in str(caught.value)
+    assert "has 2" in str(caught.value)
     assert site.tally.refusals[Refusal.TUNNELS] == 1
     site.open(holder(Limits(tunnels=2), id="b"))
     site.budgets.close(first)

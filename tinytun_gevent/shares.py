@@ -24,9 +24,9 @@ LEAD: Final = 512 * 1024
 STEP: Final = 128 * 1024
 """Bytes after which it is looked who is ahead."""
 
-ABSENT: Final = 0.03
+ABSENT: Final = 0.1
 """Seconds after which one that has moved nothing does not compete (any more): an operating system with
-more programs than processors lets each wait for less."""
+more programs than processors lets each wait for less, also a busy one."""
 
 FREE: Final = 0.03
 """Seconds for which one that begins to compete goes on whatever the others do: what all move then is what
@@ -35,13 +35,13 @@ there is to be shared."""
 FREE_AGAIN: Final = 1.0
 """… and again after so many seconds: things change. It costs the others a hundredth or two."""
 
-PATIENCE: Final = 0.015
+PATIENCE: Final = 0.03
 """Seconds that one has been waited for when it is looked whether that was of use."""
 
 USE: Final = 0.5
 """Part of what there is to be shared that must have been moved in that time, by all together."""
 
-LEFT_OUT: Final = (0.05, 3.2)
+LEFT_OUT: Final = (0.1, 3.2)
 """Seconds for which nobody waits for one if it was not, the first time and at most; doubled each time."""
 
 
@@ -119,7 +119,7 @@ class Share:
         while (other := self._all.last_behind(self, now := time.monotonic())) is not None:
             before = self._all.total
             other._reach(self.level - LEAD // 2)
-            waited = time.monotonic() - now
+            waited = min(time.monotonic() - now, PATIENCE)  # more is this process's own lateness
             other._judge(waited, self._all.total - before, USE * self._rate * waited, self.level)
         self.ahead = False
         self.at = time.monotonic()

@@ -299,7 +299,8 @@ class Budgets:
     def _refuse_tunnel(self, account: Account, most: int) -> None:
         self._tally.refuse(Refusal.TUNNELS)
         log.info("%s has reached a limit: tunnels", account.label or "an account")
-        raise TryLaterError(f"Your token's limit of {most} tunnels at once is reached", 429, TUNNEL_AGAIN)
+        reason = f"The limit of tunnels at once is reached: your token has {most}"
+        raise TryLaterError(reason, 429, TUNNEL_AGAIN)
 
     def _apply(self, tunnel: Tunnel, account: Account, holder: _Holder | None) -> None:
         tunnel.account = account
