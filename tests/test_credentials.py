@@ -123,9 +123,7 @@ def test_logins_are_their_users_alone_and_can_be_forgotten(tmp_path: Path) -> No
     assert os.listdir(tmp_path / "new") == []
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"tokens": 1}', b"\xff", b'{"tokens": {"a:1": "a b"}}']
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"tokens": 1}', b"\xff"])
 def test_a_damaged_file_is_none_and_is_not_written_over(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
