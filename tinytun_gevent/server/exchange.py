@@ -18,8 +18,8 @@ from tinytun_gevent.wire import http1
 from tinytun_gevent.wire.body import Body, ChunkedBody, LengthBody, UntilCloseBody
 
 if TYPE_CHECKING:
-    from tinytun_gevent.server.budgets import TunnelBudget
     from tinytun_gevent.server.edge import Visitor
+    from tinytun_gevent.server.usage import TunnelBudget
     from tinytun_gevent.stream import Upstream
 
 log = logging.getLogger(__name__)
