@@ -11,10 +11,11 @@ from helpers import deadline
 
 from tinytun_gevent.errors import TryLaterError
 from tinytun_gevent.registry import Registry, Tunnel
-from tinytun_gevent.server import budgets as module
+from tinytun_gevent.server import budgets, usage
 from tinytun_gevent.server.account import ANYBODY, Account, Limits
-from tinytun_gevent.server.budgets import Budgets, TunnelBudget
+from tinytun_gevent.server.budgets import Budgets
 from tinytun_gevent.server.tally import Refusal, Tally
+from tinytun_gevent.server.usage import TunnelBudget
 from tinytun_gevent.wire.handshake import Kind
 
 
@@ -58,7 +59,7 @@ def test_one_tunnel_too_many_is_refused_until_one_is_closed(site: Site) -> None:
     with pytest.raises(TryLaterError) as caught:
         site.open(account)
     assert caught.value.status == 429
-    assert caught.value.retry_after == module.TUNNEL_AGAIN
+    assert caught.value.retry_after == budgets.TUNNEL_AGAIN
     assert "has 2" in str(caught.value)
     assert site.tally.refusals[Refusal.TUNNELS] == 1
     site.open(holder(Limits(tunnels=2), id="b"))
@@ -88,9 +89,9 @@ def test_a_tunnel_that_waits_since_a_restart_counts(site: Site) -> None:
 
 def test_strangers_have_no_limit_in_common(site: Site) -> None:
     anybody = Account(limits=Limits(tunnels=1, visitors=1), each=Limits(visitors=1))
-    budgets = [site.budget(anybody) for _ in range(3)]
-    assert [budget.admit() for budget in budgets] == [None, None, None]
-    assert budgets[0].admit() is not None
+    each = [site.budget(anybody) for _ in range(3)]
+    assert [budget.admit() for budget in each] == [None, None, None]
+    assert each[0].admit() is not None
     assert len(site.budgets) == 0
 
 
@@ -166,7 +167,7 @@ def test_the_log_says_once_a_minute_which_limit_of_which_tunnel(
             if tunnel.budget.admit() is None:
                 tunnel.budget.leave()
         assert len(caplog.records) == 2
-        monkeypatch.setattr(module, "SAY_AGAIN", 0.0)
+        monkeypatch.setattr(usage, "SAY_AGAIN", 0.0)
         tunnel.budget.admit()
         assert len(caplog.records) == 3
 
@@ -212,7 +213,7 @@ def test_room_at_one_tunnel_lets_in_who_waits_at_another_of_the_account(site: Si
 
 
 def test_nobody_waits_for_room_for_ever(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_HELD", 2)
+    monkeypatch.setattr(usage, "MOST_HELD", 2)
     budget = site.budget(holder(each=Limits(visitors=1)))
     budget.enter()
     with deadline():

@@ -412,6 +412,9 @@ class Meter:
         self.times.append(time.monotonic())
         self.counts.append(count)
 
+    def since(self, began: float) -> int:
+        return sum(self.counts[bisect_left(self.times, began) :])
+
     def windows(self, began: float, ended: float, step: float = 0.05) -> list[int]:
         """Bytes in each second between two moments, seconds that overlap included."""
         sums = [0, *accumulate(self.counts)]
@@ -494,8 +497,8 @@ def measure(port: int) -> dict[str, list[int]]:
     for at, count in sorted(pair for meter in many for pair in zip(meter.times, meter.counts, strict=True)):
         together.times.append(at)
         together.counts.append(count)
-    shares = [sum(meter.counts) for meter in many]  # the first one had what may come at once
-    assert max(shares) - min(shares) < 0.1 * sum(shares) / len(shares) + 80_000, shares
+    shares = [meter.since(began + 0.6) for meter in many]  # all of them are there by then
+    assert max(shares) < 1.5 * min(shares), shares
     meters = {"down": down, "up": up, "together": together}
     return {name: meter.windows(began + 0.3, until) for name, meter in meters.items()}  # buffers fill first
 

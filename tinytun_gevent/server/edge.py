@@ -35,8 +35,8 @@ from tinytun_gevent.sockets import Interrupted, Socket, end_of
 from tinytun_gevent.wire import http1
 
 if TYPE_CHECKING:
-    from tinytun_gevent.server.budgets import TunnelBudget
     from tinytun_gevent.server.core import ServerCore
+    from tinytun_gevent.server.usage import TunnelBudget
 
 READ_SIZE: Final = 32 * 1024
 """Bytes read at once while a request head is awaited."""

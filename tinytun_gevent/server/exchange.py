@@ -19,8 +19,8 @@ from tinytun_gevent.wire.body import Body, ChunkedBody, LengthBody, UntilCloseBo
 
 if TYPE_CHECKING:
     from tinytun_gevent.registry import Tunnel
-    from tinytun_gevent.server.budgets import TunnelBudget
     from tinytun_gevent.server.edge import Visitor
+    from tinytun_gevent.server.usage import TunnelBudget
     from tinytun_gevent.stream import Upstream
 
 log = logging.getLogger(__name__)

@@ -27,12 +27,12 @@ from tinytun_gevent.relay import SocketSink, relay
 from tinytun_gevent.server import proxied
 from tinytun_gevent.server.accepting import Acceptor
 from tinytun_gevent.server.addresses import bracketed, listen, plain
-from tinytun_gevent.server.budgets import TunnelBudget
 from tinytun_gevent.server.handover import Moved
 from tinytun_gevent.server.peers import Peer
 from tinytun_gevent.server.routing import locate
 from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.upstream import PeerConnection
+from tinytun_gevent.server.usage import TunnelBudget
 from tinytun_gevent.sockets import End, Socket, end_of
 from tinytun_gevent.stream import Stream, Upstream
 from tinytun_gevent.wire import proxyproto
