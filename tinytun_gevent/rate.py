@@ -6,6 +6,7 @@ moves little hardly waits behind those who move much.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import Any, Final
@@ -25,8 +26,8 @@ TURN: Final = 0.01
 SHORTEST: Final = 1024
 """Bytes of a turn at least: packets with less carry more head than payload."""
 
-LONGEST: Final = 64 * 1024
-"""… and at most: more in one call is hardly cheaper."""
+LONGEST: Final = 256 * 1024
+"""… and at most: as much as one frame of a session has."""
 
 
 class Rate:
@@ -49,7 +50,7 @@ class Rate:
         return min(LONGEST, max(SHORTEST, int(rate * TURN))) if rate else LONGEST
 
     def _burst(self, rate: int) -> float:
-        return max(rate * BURST, self._length(rate))
+        return max(rate * BURST, self._length(rate)) if rate else math.inf
 
     @property
     def rate(self) -> float:
@@ -69,7 +70,7 @@ class Rate:
 
     def take_now(self, count: int) -> bool:
         """Whether ``count`` bytes may be moved without waiting for a turn; they are charged then."""
-        if self._waiting or count > self._turn or not self._bucket.take(time.monotonic(), count):
+        if self._waiting or count > self._bucket.burst or not self._bucket.take(time.monotonic(), count):
             return False
         if self._above is None or self._above.take_now(count):
             return True
