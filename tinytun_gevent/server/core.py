@@ -26,6 +26,7 @@ from .handover import Moved, Successor
 from .peers import Peers
 from .pool import StreamPool
 from .storage import Storage
+from .strangers import Strangers
 from .tally import Refusal, Tally
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class ServerCore:
         self.certificates = _certificates(config)
         #: What is counted, for the operator.
         self.tally = Tally()
+        #: Refuses whoever pretends to be a proxy.
+        self.strangers = Strangers(self.tally)
         self._trusted = config.trusted()
         self.request_limits = HeadLimits(config.head_bytes, config.head_fields)
         self.answer_limits = HeadLimits(config.answer_head_bytes, config.answer_head_fields)

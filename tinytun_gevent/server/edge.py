@@ -20,6 +20,7 @@ from tinytun_gevent.errors import (
     MessageError,
     ProxyHeaderError,
     SessionError,
+    StrangerError,
 )
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.relay import SocketSink, pump
@@ -32,10 +33,11 @@ from tinytun_gevent.server.handover import Moved
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.routing import find_route
 from tinytun_gevent.server.sending import failure_of
+from tinytun_gevent.server.strangers import REASON
 from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.watch import Watch
 from tinytun_gevent.sockets import End, Interrupted, Socket, end_of
-from tinytun_gevent.wire import clienthello, handshake, http1
+from tinytun_gevent.wire import clienthello, handshake, http1, proxyproto
 
 if TYPE_CHECKING:
     from tinytun_gevent.server.core import ServerCore
@@ -76,7 +78,12 @@ class Edge:
         try:
             sockets.tune(sock)
             early = bytearray()
-            address, port = self._behind_proxy(shaking.end, early, plain(address), port)
+            try:
+                who = plain(address)
+                address, port = proxied.who_comes(self._core, shaking.end, early, who, port, "https")
+            except StrangerError as error:
+                say_last(shaking.end, handshake.build_refusal(400, str(error)))
+                return
             early += b"" if early else shaking.end.recv(READ_SIZE)
             if not early:
                 return
@@ -100,16 +107,6 @@ class Edge:
     def speak_http1(self, end: End, known: Moved) -> None:
         """Serves a connection on which HTTP/1.1 was agreed on, or nothing."""
         self._serve(Visitor(self._core, end, known))
-
-    def _behind_proxy(
-        self, end: End, early: bytearray, address: tuple[str, int], port: int
-    ) -> tuple[tuple[str, int], int]:
-        """Whose connection it is, and on which port: a trusted proxy may say so before TLS begins. Blocks."""
-        if self._core.is_trusted(address[0]):
-            header = proxied.read_optional(end, early)
-            if header is not None and header.source is not None and header.destination is not None:
-                return plain(header.source), header.destination[1]
-        return address, port
 
     def _serve(self, visitor: Visitor) -> None:
         self._visitors.add(visitor)
@@ -232,11 +229,16 @@ class Visitor:
             if not self._move():
                 self.finish()
         except MessageError as error:
+            received = head or self._buffer
+            stray = self._is_stray(received)
             self._wait_exchange()
-            self.refuse(error, accept_of(head or self._buffer))
+            if stray:
+                self._core.strangers.refuse(self.client[0], "proxy")
+            self.refuse(MessageError(REASON) if stray else error, accept_of(received))
         except (OSError, SessionError):
             self._abandon()
         except ProxyHeaderError:
+            self._core.tally.refuse(Refusal.PROXY_HEADER)
             self.end.abort()
         finally:
             self._abandon()
@@ -245,7 +247,7 @@ class Visitor:
             self.end.close()
 
     def _take_proxy_header(self) -> None:
-        """A trusted proxy may begin with a PROXY header; anybody else's is a malformed request."""
+        """A trusted proxy may begin with a PROXY header; anybody else's is :meth:`_is_stray`."""
         if not self._fresh or not self._core.is_trusted(self.client[0]):
             self._fresh = False
             return
@@ -270,6 +272,8 @@ class Visitor:
             self._take(data)
         while not self._ended:
             if buffer:
+                if self._is_stray(buffer):
+                    raise MessageError(REASON)
                 end = http1.head_end(buffer, 0, searched)
                 if end > limit or (end < 0 and len(buffer) > limit):
                     raise http1.too_large(buffer, limit)
@@ -282,6 +286,13 @@ class Visitor:
                 self.head_since = self.head_since or time.monotonic()
             self._take(self.end.recv(READ_SIZE))
         return None
+
+    def _is_stray(self, received: bytes | bytearray) -> bool:
+        """Whether the connection begins with a PROXY header that nobody may send here.
+
+        Only asked of what is no whole request, so it costs the others nothing.
+        """
+        return not self._served and self.exchange is None and proxyproto.is_surely_proxy(received)
 
     def _take(self, data: bytes) -> None:
         """Keeps what the visitor has sent, unless nothing more will be answered."""

@@ -15,12 +15,15 @@ from tinytun_gevent import sockets
 from tinytun_gevent.errors import (
     HandshakeError,
     NameTakenError,
+    ProxyHeaderError,
     RefusedError,
     SessionClosedError,
     SessionError,
+    StrangerError,
     TryLaterError,
 )
 from tinytun_gevent.registry import Registry, Tunnel
+from tinytun_gevent.server import proxied
 from tinytun_gevent.server.account import Account
 from tinytun_gevent.server.addresses import bracketed, plain
 from tinytun_gevent.server.entrance import Entrance, Shaking, say_last
@@ -82,18 +85,32 @@ class Listener:
         self._core.clock.watch(shaking)
         try:
             sockets.tune(sock)
-            early = self._enter(shaking)
-            if early is not None:
-                self._handle(shaking, early, caller)
-        except OSError as error:
+            early, port = bytearray(), self._core.config.connection_port
+            caller, _ = proxied.who_comes(self._core, shaking.end, early, caller, port, "connection")
+            received = self._enter(shaking, bytes(early))
+            if received is not None:
+                self._handle(shaking, received, caller)
+        except StrangerError as error:
+            self._turn_away(shaking.end, error)
+        except (OSError, ProxyHeaderError) as error:
             log.debug("%s left while opening a tunnel: %s", caller[0], error)
         finally:
             self._core.clock.forget(shaking)
             shaking.end.close()
 
-    def _enter(self, shaking: Shaking) -> bytes | None:
-        """What came first, through TLS if that began it; None if it was refused, and told so. Blocks."""
-        early = shaking.end.recv(READ_SIZE)
+    def _turn_away(self, end: End, error: StrangerError) -> None:
+        """Tells somebody who is no proxy of ours why nothing else is read from him. Blocks."""
+        try:
+            say_last(end, handshake.build_refusal(400, str(error)))
+        except OSError:
+            log.debug("one who is no proxy left before he was told so")
+
+    def _enter(self, shaking: Shaking, early: bytes) -> bytes | None:
+        """What came first, through TLS if that began it; None if it was refused, and told so. Blocks.
+
+        ``early`` is what has been read of it, if anything.
+        """
+        early = early or shaking.end.recv(READ_SIZE)
         offered, required = self._core.certificates is not None, self._core.config.tls_required
         if early[:1] == clienthello.HELLO:
             if offered:

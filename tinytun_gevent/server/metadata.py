@@ -9,6 +9,7 @@ browser of somebody inside ask (DNS rebinding) by the Host it must be asked with
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 _REASONS: Final = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 421: "Misdirected Request"}
+
+_PORT: Final = re.compile(r"(?::[0-9]{0,5})?")
+"""What may follow the host in a Host field."""
+
+_ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)", re.IGNORECASE)
+"""A request target with a host of its own."""
 
 
 def describe(tunnel: Tunnel) -> dict[str, Any]:
@@ -56,7 +63,7 @@ class MetadataApp:
 
     def _answer(self, environ: WSGIEnvironment) -> tuple[int, Any]:
         host = environ.get("HTTP_HOST", "")
-        if not self._accepts(host):
+        if not self._accepts(host) or not self._accepts_target(environ.get("RAW_URI", "/")):
             return 421, {"error": "this Host is not answered here; METADATA_HOSTS adds names"}
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return 405, {"error": "only GET and HEAD are answered here"}
@@ -73,6 +80,16 @@ class MetadataApp:
         """Whether the Host field ``host`` is an address or a name that can only mean this API."""
         if host.startswith("["):
             address, _, port = host[1:].partition("]")
-            return ":" in address and is_ip(address) and (not port or port.startswith(":"))
-        name = host.partition(":")[0].lower().removesuffix(".")
+            return ":" in address and is_ip(address) and _PORT.fullmatch(port) is not None
+        name, colon, port = host.partition(":")
+        if not _PORT.fullmatch(colon + port):  # "127.0.0.1:x@evil.example", or a second Host behind a comma
+            return False
+        name = name.lower().removesuffix(".")
         return is_ip(name) or name in self._hosts
+
+    def _accepts_target(self, target: str) -> bool:
+        """Whether a request target names no other host than may be asked (RFC 9112 section 3.2.2)."""
+        if target.startswith("/"):
+            return True
+        match = _ABSOLUTE.match(target)
+        return match is not None and self._accepts(match[1])

@@ -28,6 +28,7 @@ from tinytun_gevent.server.addresses import bracketed, listen, plain
 from tinytun_gevent.server.handover import Moved
 from tinytun_gevent.server.peers import Peer
 from tinytun_gevent.server.routing import locate
+from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.upstream import PeerConnection
 from tinytun_gevent.sockets import End, Socket, end_of
 from tinytun_gevent.stream import Stream, Upstream
@@ -126,8 +127,8 @@ class TcpFront:
         end = end_of(sock)
         caller = plain(address)[0]
         if not self._core.is_trusted(caller):
-            log.info("refused %s on the TCP proxy port: not in TRUSTED_PROXIES", caller)
-            end.close()
+            self._core.strangers.refuse(caller, "TCP proxy")
+            end.abort()
             return
         buffer = bytearray()
         watch = _HeaderWatch(end, self._core.config.proxy_header_timeout)
@@ -135,6 +136,7 @@ class TcpFront:
         try:
             header = proxied.read(end, buffer)
         except (OSError, ProxyHeaderError) as error:
+            self._core.tally.refuse(Refusal.PROXY_HEADER)
             log.info("refused a connection of %s on the TCP proxy port: %s", caller, error)
             end.close()
             return
