@@ -79,9 +79,7 @@ class TlsEnd(PlainEnd):
         """
         super().__init__(end.give_up())
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls: Any = context.wrap_bio(
-            self._incoming, self._outgoing, server_side, host or None, session
-        )
+        self._tls: Any = context.wrap_bio(self._incoming, self._outgoing, server_side, host or None, session)
         if received:
             self._incoming.write(received)
         #: Whether something may be read without the kernel: decrypted, or about to be.

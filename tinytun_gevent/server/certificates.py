@@ -50,7 +50,8 @@ class Loaded:
 class Store:
     """All that is shown at one time; never changed once it is made."""
 
-    signature: Signature = field(default_factory=dict)
+    #: None before the directory has been read.
+    signature: Signature | None = None
     loaded: list[Loaded] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     #: By name, ``*.example.com`` included.
@@ -72,12 +73,11 @@ class Store:
 class Certificates:
     """The certificates of one directory. Make it, :meth:`load` it once, then :meth:`start` looking."""
 
-    def __init__(self, path: str, domains: tuple[str, ...], look: float = LOOK) -> None:
+    def __init__(self, path: str, domains: tuple[str, ...]) -> None:
         """``domains`` are the base domains; the default certificate is one of the first."""
         self._path = path
         self._directory = Directory(path)
         self._domains = domains
-        self._look = look
         self._store = Store()
         self._told: set[tuple[str, ...]] = set()
         self._greenlet: gevent.Greenlet[[], None] | None = None
@@ -130,7 +130,7 @@ class Certificates:
 
     def _watch(self) -> None:
         while True:
-            gevent.sleep(self._look)
+            gevent.sleep(LOOK)
             now = time.monotonic()
             if now > self._tickets_until:
                 self._renew_tickets(now)
@@ -145,10 +145,10 @@ class Certificates:
         if signature == before.signature:
             return None
         pairs, broken = self._directory.read(signature)
-        known = {loaded.pair: loaded for loaded in before.loaded}
+        known, marks = {loaded.pair: loaded for loaded in before.loaded}, before.signature or {}
         loaded = []
         for pair in pairs:
-            unchanged = all(before.signature.get(p) == signature.get(p) for p in (pair.certificate, pair.key))
+            unchanged = all(marks.get(p) == signature.get(p) for p in (pair.certificate, pair.key))
             try:
                 loaded.append(known[pair] if pair in known and unchanged else Loaded(pair, _context(pair)))
             except OSError as error:  # ssl.SSLError is one

@@ -20,7 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-from cryptography.x509.oid import ExtensionOID, NameOID
+from cryptography.x509.oid import NameOID
 
 MOST_FILES: Final = 4096
 """Files that are looked at: a thousand certificates, with what their makers put beside them."""
@@ -178,7 +178,7 @@ def _read(path: str) -> Contents:
             _names(certificate)
     except TypeError:
         contents.problem = "its key has a password"
-    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         contents.problem = str(error).partition("\n")[0][:200] or "it is malformed"
     if contents.problem:
         contents.certificates, contents.keys = [], []
@@ -225,15 +225,16 @@ def _public(key: PublicKeyTypes) -> bytes:
 
 def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     """Its alternative names; its common name where it has none, as old ones do."""
+    found: list[str] = []
     try:
-        extension = certificate.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
+        pass
+    else:
+        found += names.get_values_for_type(x509.DNSName)
+        found += [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    if not found:
         common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         found = [str(attribute.value) for attribute in common]
-    else:
-        names = extension.value
-        assert isinstance(names, x509.SubjectAlternativeName)
-        found = names.get_values_for_type(x509.DNSName)
-        found += [str(address) for address in names.get_values_for_type(x509.IPAddress)]
     lower = (name.lower().rstrip(".") for name in found)
     return tuple(dict.fromkeys(name for name in lower if ":" in name or _HOST_NAME.match(name)))
