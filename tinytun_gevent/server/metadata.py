@@ -79,8 +79,8 @@ class MetadataApp:
     def _accepts(self, host: str) -> bool:
         """Whether the Host field ``host`` is an address or a name that can only mean this API."""
         if host.startswith("["):
-            address, _, port = host[1:].partition("]")
-            return ":" in address and is_ip(address) and _PORT.fullmatch(port) is not None
+            address, bracket, port = host[1:].partition("]")
+            return bracket != "" and ":" in address and is_ip(address) and _PORT.fullmatch(port) is not None
         name, colon, port = host.partition(":")
         if not _PORT.fullmatch(colon + port):  # "127.0.0.1:x@evil.example", or a second Host behind a comma
             return False
