@@ -66,7 +66,7 @@ def dial(port: int) -> socket.socket:
 
 def say(port: int, data: bytes) -> None:
     """Sends ``data`` and waits for whatever comes of it: the end, at last."""
-    with dial(port) as sock, contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError), dial(port) as sock:
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
         while sock.recv(65536):
