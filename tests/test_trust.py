@@ -68,7 +68,8 @@ def say(port: int, data: bytes) -> None:
     """Sends ``data`` and waits for whatever comes of it: the end, at last."""
     with contextlib.suppress(ConnectionError), dial(port) as sock:
         sock.sendall(data)
-        sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # there may be nothing left to shut
+            sock.shutdown(socket.SHUT_WR)
         while sock.recv(65536):
             pass
 
