@@ -458,6 +458,7 @@ def test_a_reload_loses_no_visitor_s_request(process: ServerProcess) -> None:
     port = tls_port(process)
     with LocalService() as service, contextlib.ExitStack() as stack:
         stack.enter_context(Tunnel(service.port, server=process.url, subdomain="demo", proxy=""))
+        late = stack.enter_context(connect(port))  # who shakes hands when the new worker serves
         visitors = [stack.enter_context(visit(port)) for _ in range(5)]
         for visitor in visitors[:4]:
             assert get(visitor).status == 200
@@ -466,7 +467,8 @@ def test_a_reload_loses_no_visitor_s_request(process: ServerProcess) -> None:
         assert service.begun.wait(DEADLINE)
         process.process.send_signal(1)
         process.wait_serving(2)
-        for visitor in visitors:  # the last one has asked for nothing before
+        visitors.append(context().wrap_socket(late, server_hostname="demo.localhost"))
+        for visitor in visitors:  # the fifth has asked for nothing before
             answer = get(visitor)
             assert answer.status == 200
             assert json.loads(answer.body)["x-forwarded-proto"] == "https"

@@ -22,6 +22,9 @@ PIECE: Final = 64 * 1024
 """Bytes encrypted, or fed to OpenSSL, at once: four records. Its buffers keep the largest size that they ever
 had, and more at once is no faster."""
 
+LONG: Final = 16 * 1024
+"""Bytes of a buffer that is not copied to be put together with others: a record of its own."""
+
 RECEIVE: Final = 256 * 1024
 """Bytes of ciphertext read at once; one buffer a hub."""
 
@@ -326,16 +329,17 @@ class TlsEnd(PlainEnd):
 
 
 def _pieces(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
-    """The bytes of ``buffers``, in pieces of at most :data:`PIECE`: short ones joined, long ones cut."""
+    """The bytes of ``buffers``; short ones together, for each piece costs a record and a system call."""
     short: list[Buffer] = []
     size = 0
     for buffer in buffers:
-        view = memoryview(buffer)
-        while size + len(view) > PIECE:
-            short.append(view[: PIECE - size])
-            view = view[PIECE - size :]
-            yield b"".join(short) if len(short) > 1 else short[0]
+        if size and size + len(buffer) > PIECE:
+            yield b"".join(short)
             short, size = [], 0
-        short.append(view)
-        size += len(view)
-    yield b"".join(short) if len(short) > 1 else short[0]
+        if len(buffer) > LONG and not size:
+            yield buffer
+        else:
+            short.append(buffer)
+            size += len(buffer)
+    if size:
+        yield b"".join(short)

@@ -28,6 +28,7 @@ from .core import ServerCore
 from .edge import Edge
 from .entrance import Entrance
 from .handover import Predecessor, Successor
+from .https import HttpsPort
 from .leases import Leases
 from .listener import Listener
 from .metadata import MetadataApp
@@ -58,9 +59,10 @@ class Serving:
         self.config = config.with_ports(ports)
         self.core = core = ServerCore(self.config)
         entrance = Entrance(core)
-        listener, edge, tcp = Listener(core, entrance), Edge(core, entrance), TcpFront(core)
+        listener, edge, tcp = Listener(core, entrance), Edge(core), TcpFront(core)
         core.fronts = [listener, edge, tcp]
         self._listener, self._edge, self._tcp = listener, edge, tcp
+        self._https = HttpsPort(core, entrance, edge)
         self._following: gevent.Greenlet[[Predecessor], None] | None = None
         self._leases = Leases(core.registry, core.storage, listener.release)
         self._metadata = _metadata_host(MetadataApp(core.registry, self.config))
@@ -72,7 +74,7 @@ class Serving:
         ]
         raw = [False, False, True, True]
         if config.tls_dir:
-            handlers.append(edge.handle_tls)
+            handlers.append(self._https.handle)
             raw.append(True)
         self._servers: list[Acceptor] = []
         for sock, handler, is_raw in zip(sockets, handlers, raw, strict=True):
@@ -137,6 +139,7 @@ class Serving:
         if self.core.successor is not None:  # those that are moving count as nothing that runs
             if self._following is not None:
                 self._following.join(max(0.0, deadline - time.monotonic()))
+            self._https.wait_arrived(deadline - time.monotonic())
             self._edge.wait_gone(deadline - time.monotonic())
         self.core.workers.join(LAST_WORDS)
         self.core.workers.kill()

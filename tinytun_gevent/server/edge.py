@@ -7,10 +7,8 @@ his socket by the session's reader (``exchange.py``).
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from gevent.event import Event
@@ -20,13 +18,11 @@ from tinytun_gevent.errors import (
     MessageError,
     ProxyHeaderError,
     SessionError,
-    StrangerError,
 )
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.relay import SocketSink, pump
 from tinytun_gevent.server import proxied
 from tinytun_gevent.server.addresses import plain
-from tinytun_gevent.server.entrance import Entrance, Shaking, say_last
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.forwarder import Forwarder
 from tinytun_gevent.server.handover import Moved
@@ -37,26 +33,20 @@ from tinytun_gevent.server.strangers import REASON
 from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.watch import Watch
 from tinytun_gevent.sockets import End, Interrupted, Socket, end_of
-from tinytun_gevent.wire import clienthello, handshake, http1, proxyproto
+from tinytun_gevent.wire import http1, proxyproto
 
 if TYPE_CHECKING:
     from tinytun_gevent.server.core import ServerCore
 
-log = logging.getLogger(__name__)
-
 READ_SIZE: Final = 32 * 1024
 """Bytes read at once while a request head is awaited."""
-
-PLAIN_HERE: Final = handshake.build_refusal(400, "This is an HTTPS port: use https://")
-"""What somebody is told who speaks no TLS where it comes first."""
 
 
 class Edge:
     """Serves the connections of the proxy port."""
 
-    def __init__(self, core: ServerCore, entrance: Entrance) -> None:
+    def __init__(self, core: ServerCore) -> None:
         self._core = core
-        self._entrance = entrance
         self._visitors: set[Visitor] = set()
         #: Set when there is none (any more).
         self._gone = Event()
@@ -68,44 +58,14 @@ class Edge:
     def handle(self, sock: Socket, address: tuple[str, int]) -> None:
         """Serves one visitor connection until it ends; closes the socket. Blocks."""
         port = self._core.config.proxy_port
-        self._serve(Visitor(self._core, end_of(sock), Moved(None, address, port, b"", fresh=True)))
-
-    def handle_tls(self, sock: Socket, address: tuple[str, int]) -> None:
-        """As :meth:`handle`, on the port where TLS comes first."""
-        port = self._core.config.proxy_tls_port
-        shaking = Shaking(end_of(sock), self._core.config.handshake_timeout)
-        self._core.clock.watch(shaking)
-        try:
-            sockets.tune(sock)
-            early = bytearray()
-            try:
-                who = plain(address)
-                address, port = proxied.who_comes(self._core, shaking.end, early, who, port, "https")
-            except StrangerError as error:
-                say_last(shaking.end, handshake.build_refusal(400, str(error)))
-                return
-            early += b"" if early else shaking.end.recv(READ_SIZE)
-            if not early:
-                return
-            if early[:1] != clienthello.HELLO:
-                self._core.tally.refuse(Refusal.TLS)
-                say_last(shaking.end, PLAIN_HERE)
-                return
-            end = self._entrance.shake(shaking, bytes(early), strict=True)
-        except (OSError, ProxyHeaderError) as error:
-            log.debug("%s did not come through TLS: %s", address[0], error)
-            return
-        finally:
-            self._core.clock.forget(shaking)
-            shaking.unless_done()
-        PROTOCOLS[end.protocol](self, end, Moved(None, address, port, b"", proto="https"))
+        self.serve(end_of(sock), Moved(None, address, port, b"", fresh=True))
 
     def go_on(self, sock: Socket, moved: Moved) -> None:
         """As :meth:`handle`, for one that another process has served until now."""
         self._serve(Visitor(self._core, end_of(sock), moved, served=not moved.fresh))
 
-    def speak_http1(self, end: End, known: Moved) -> None:
-        """Serves a connection on which HTTP/1.1 was agreed on, or nothing."""
+    def serve(self, end: End, known: Moved) -> None:
+        """As :meth:`handle`, for one of whom something is known already."""
         self._serve(Visitor(self._core, end, known))
 
     def _serve(self, visitor: Visitor) -> None:
@@ -130,13 +90,6 @@ class Edge:
         """Lets go of the connections that wait for a request; the others follow after their answer."""
         for visitor in list(self._visitors):
             visitor.drain()
-
-
-PROTOCOLS: Final[dict[str | None, Callable[[Edge, End, Moved], None]]] = {
-    "http/1.1": Edge.speak_http1,
-    None: Edge.speak_http1,
-}
-"""Who speaks what was agreed on by ALPN: the names are those of `clienthello.SPOKEN`."""
 
 
 class Visitor:

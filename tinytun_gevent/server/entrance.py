@@ -75,7 +75,7 @@ class Entrance:
         end = TlsEnd(plain, certificates.context, server_side=True, received=bytes(hello))
         shaking.end = end
         end.handshake(in_a_thread if certificates.slow else None)
-        shaking.done = True
+        shaking.tls = end
         return end
 
 
@@ -86,12 +86,8 @@ class Shaking:
         #: What there is of it now.
         self.end = end
         self._until = time.monotonic() + patience
-        self.done = False
-
-    def unless_done(self) -> None:
-        """Closes it, if the handshake did not come to its end."""
-        if not self.done:
-            self.end.close()
+        #: The same when the handshake has come to its end.
+        self.tls: TlsEnd | None = None
 
     def tick(self, now: float) -> None:
         if now >= self._until:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import gevent
 
 from tinytun_gevent.sockets import End
 
-SIZE = 64 * 1024
+SIZE: Final = 64 * 1024
 """Bytes carried at once."""
 
+LOOK: Final = 0.5
+"""Seconds between two looks whether the process has closed its side, of which only sending tells."""
 
-def ferry(one: End, other: End) -> None:
-    """Moves bytes both ways until both directions have ended; blocks, closes both. Raises nothing."""
-    back = gevent.spawn(_carry, other, one)
+
+def ferry(visitor: End, process: End) -> None:
+    """Moves bytes both ways until both directions have ended, or the process has closed. Closes both.
+
+    Blocks; raises nothing.
+    """
+    there = gevent.spawn(_carry, visitor, process)
     try:
-        _carry(one, other)
-        back.join()
+        _carry(process, visitor)
+        while not there.ready():
+            there.join(LOOK)
+            process.send_now(b"")
+    except OSError:
+        pass
     finally:
-        back.kill(block=False)
-        one.close()
-        other.close()
+        there.kill(block=False)
+        visitor.close()
+        process.close()
 
 
 def _carry(source: End, target: End) -> None:

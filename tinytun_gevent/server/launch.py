@@ -86,10 +86,10 @@ def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int
 
 def report(config: ServerConfig) -> list[str]:
     """What ``--check`` says of the certificates. Raises UsageError."""
-    from .pem import report  # what it needs is for ``--check`` and the worker only
+    from . import pem  # what it needs is for ``--check`` and the worker only
 
     try:
-        return report(config.tls_dir, config.base_domains)
+        return pem.report(config.tls_dir, config.base_domains)
     except OSError as error:
         raise UsageError(f"TLS_DIR={config.tls_dir}: {error.strerror or error}") from None
 

@@ -19,7 +19,6 @@ from tinytun_gevent.errors import (
     RefusedError,
     SessionClosedError,
     SessionError,
-    StrangerError,
     TryLaterError,
 )
 from tinytun_gevent.registry import Registry, Tunnel
@@ -90,20 +89,11 @@ class Listener:
             received = self._enter(shaking, bytes(early))
             if received is not None:
                 self._handle(shaking, received, caller)
-        except StrangerError as error:
-            self._turn_away(shaking.end, error)
         except (OSError, ProxyHeaderError) as error:
             log.debug("%s left while opening a tunnel: %s", caller[0], error)
         finally:
             self._core.clock.forget(shaking)
             shaking.end.close()
-
-    def _turn_away(self, end: End, error: StrangerError) -> None:
-        """Tells somebody who is no proxy of ours why nothing else is read from him. Blocks."""
-        try:
-            say_last(end, handshake.build_refusal(400, str(error)))
-        except OSError:
-            log.debug("one who is no proxy left before he was told so")
 
     def _enter(self, shaking: Shaking, early: bytes) -> bytes | None:
         """What came first, through TLS if that began it; None if it was refused, and told so. Blocks.

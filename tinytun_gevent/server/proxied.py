@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 from tinytun_gevent.errors import ProxyHeaderError, StrangerError
 from tinytun_gevent.server.addresses import plain
+from tinytun_gevent.server.entrance import say_last
 from tinytun_gevent.server.strangers import REASON
 from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.sockets import End
-from tinytun_gevent.wire import proxyproto
+from tinytun_gevent.wire import handshake, proxyproto
 from tinytun_gevent.wire.proxyproto import Address, ProxyHeader
 
 if TYPE_CHECKING:
@@ -47,13 +48,14 @@ def who_comes(
     """Who has connected, and to which port: ``caller`` and ``port``, unless a trusted proxy says otherwise.
 
     What was read beside its header stays in ``early``. ``name`` is the port's, for the log. Blocks; the
-    caller has the deadline. Raises StrangerError for the header of anybody else, ProxyHeaderError for a
-    malformed one, both counted, and OSError.
+    caller has the deadline. Raises StrangerError for the header of anybody else, who has been told so,
+    ProxyHeaderError for a malformed one, both counted, and OSError.
     """
     if not _has_header(end, early):
         return caller, port
     if not core.is_trusted(caller[0]):
         core.strangers.refuse(caller[0], name)
+        say_last(end, handshake.build_refusal(400, REASON))
         raise StrangerError(REASON)
     try:
         header = read(end, early)

@@ -12,7 +12,7 @@ HELLO: Final = b"\x16"
 """The first byte of every TLS connection; no text begins with it."""
 
 SPOKEN: Final = ("http/1.1",)
-"""What is spoken behind TLS, by the names of ALPN (RFC 7301), in our order; `edge.py` has who speaks it."""
+"""What is spoken behind TLS, by the names of ALPN (RFC 7301), in our order; see `server/https.py`."""
 
 _RECORD_HEAD: Final = 5
 _MOST: Final = 16 * 1024
@@ -43,7 +43,7 @@ def protocols(buffer: bytes | bytearray) -> list[bytes] | None:
     length = int.from_bytes(buffer[3:5], "big")
     reader = _Reader(bytes(buffer[_RECORD_HEAD : _RECORD_HEAD + length]))
     try:
-        if reader.number(1) != 1 or reader.number(3) != len(reader.data) - 4:
+        if reader.left != length or reader.number(1) != 1 or reader.number(3) != len(reader.data) - 4:
             return None
         reader.skip(2 + 32)  # version and random
         for size in (1, 2, 1):  # session id, cipher suites, compression methods
