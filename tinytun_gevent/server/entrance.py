@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST: Final = 4096
-"""Handshakes under way at once, of about 60 KiB each. Of more, the oldest is given up: whoever means it
+"""Handshakes under way at once, of about 20 KiB each. Of more, the oldest is given up: whoever means it
 needs a few round trips, and whoever does not is the first to go."""
 
 READ: Final = 4096

@@ -65,7 +65,10 @@ class HttpsPort:
             elif early:
                 self._core.tally.refuse(Refusal.TLS)
                 say_last(shaking.end, PLAIN_HERE)
-        except (OSError, ProxyHeaderError) as error:
+        except ProxyHeaderError as error:
+            self._core.tally.refuse(Refusal.PROXY_HEADER)
+            log.debug("%s sent a malformed PROXY header: %s", address[0], error)
+        except OSError as error:
             log.debug("%s did not come through TLS: %s", address[0], error)
         finally:
             self._core.clock.forget(shaking)
