@@ -65,10 +65,7 @@ class HttpsPort:
             elif early:
                 self._core.tally.refuse(Refusal.TLS)
                 say_last(shaking.end, PLAIN_HERE)
-        except ProxyHeaderError as error:
-            self._core.tally.refuse(Refusal.PROXY_HEADER)
-            log.debug("%s sent a malformed PROXY header: %s", address[0], error)
-        except OSError as error:
+        except (OSError, ProxyHeaderError) as error:
             log.debug("%s did not come through TLS: %s", address[0], error)
         finally:
             self._core.clock.forget(shaking)
