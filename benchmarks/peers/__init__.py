@@ -28,6 +28,8 @@ CONTENDERS: tuple[Contender, ...] = (
     TinytunTls(OURS_TLS, session=True, visitors=False),
     TinytunTls(OURS_HTTPS, session=False, visitors=True),
     TinytunTls(OURS_BOTH, session=True, visitors=True),
+    Tinytun("http", limits=True),
+    Tinytun("tcp", limits=True),
     Bore(),
     Rathole(),
     RatholeTls(),

@@ -85,6 +85,8 @@ class Contender(ABC):
 
     name: str
     role = Role.PEER
+    #: Measured only when named on the command line.
+    asked_for = False
     programs: Sequence[str] = ()
     #: Whether it encrypts; such ones take part in a few scenarios only, beside plain ones.
     encrypts = False

@@ -86,11 +86,14 @@ class Shaking:
         #: What there is of it now.
         self.end = end
         self._until = time.monotonic() + patience
+        #: Whether it was closed because it took too long.
+        self.late = False
         #: The same when the handshake has come to its end.
         self.tls: TlsEnd | None = None
 
     def tick(self, now: float) -> None:
         if now >= self._until:
+            self.late = True
             self.end.close()
 
 
