@@ -19,9 +19,9 @@ ENV STATE_DIR=/var/lib/tinytun-server
 VOLUME /var/lib/tinytun-server
 # A user without a name, a home or any rights: nothing else in here has to be written.
 USER 10001:10001
-# Clients, visitors of HTTP tunnels, TCP behind a load balancer. TCP tunnels get 20000-60000.
-EXPOSE 5554 5555 5556
+# Clients, visitors of HTTP tunnels, TCP behind a load balancer, visitors by https. TCP tunnels get 20000-60000.
+EXPOSE 5554 5555 5556 5557
 STOPSIGNAL SIGTERM
-# The port for clients answers any request but CONNECT with 200.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + (os.environ.get('CONNECTION_PORT') or '5554'), timeout=4)"]
+# The port for clients answers any request but CONNECT with 200, and with 403 if they must speak TLS.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["python", "-c", "import http.client as h, os; c = h.HTTPConnection('127.0.0.1', int(os.environ.get('CONNECTION_PORT') or 5554), timeout=4); c.request('GET', '/'); assert c.getresponse().status in (200, 403)"]
 CMD ["tinytun-server"]

@@ -55,6 +55,7 @@ setup(
     # An upper bound where more than a public interface is used: how h2 keeps its streams, how
     # gunicorn's master starts a worker.
     install_requires=[
+        "cryptography>=42",
         "docopt-ng>=0.9",
         "gevent>=24.11",
         "greenlet>=3.1",

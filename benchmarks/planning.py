@@ -64,7 +64,7 @@ class Plan:
         return [
             contender
             for contender in self.contenders
-            if any(contender.name not in scenario.absent for scenario in scenarios)
+            if any(scenario.takes(contender) for scenario in scenarios)
         ]
 
     def expected(self) -> float:

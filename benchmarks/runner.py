@@ -118,7 +118,7 @@ class Run:
                 self._start(number, contender, part.scenarios, ground, up)
         for scenario in part.scenarios:
             for contender in everybody:
-                if contender.name in scenario.absent:
+                if not scenario.takes(contender):
                     continue
                 if time.monotonic() + self.plan.cost(scenario) > self._deadline:
                     raise TimeIsUp
@@ -170,7 +170,7 @@ class Run:
             reason = f"did not start: {error}"
             self._note(f"round {number + 1}: {contender.name} {reason}")
             for scenario in scenarios:
-                if contender.name not in scenario.absent:
+                if scenario.takes(contender):
                     self._keep(Cell(number, contender.name, scenario.name, {}, 1, 1, [reason]), 0.0)
 
     def _alone(self, number: int, contender: Contender, scenario: Scenario, ground: Ground) -> None:

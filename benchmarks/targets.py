@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .measures import MEASURES, MORE
-from .peers import HAPROXY, OURS, OURS_TCP
+from .peers import HAPROXY, OURS, OURS_HTTPS, OURS_TCP, OURS_TLS
 from .report import NOTHING, TIMES, Results, Summary, figure, spread, table
 
 #: What a figure is held against, beside the name of a contender.
@@ -76,6 +76,12 @@ TARGETS: tuple[Target, ...] = (
     Target("small request beside a download, median, ms", "mixed-p50", 0.6, ABSOLUTE),
     Target("small request beside a download, p99, ms", "mixed-p99", 10, ABSOLUTE),
     Target("the same over 100 ms, 1 Gbit/s: p99 over its own, ms", "far-mixed-added", 30, ABSOLUTE),
+    Target("download, TLS to the client", "download", 0.5, OURS, contender=OURS_TLS),
+    Target("download, TLS to the visitor", "download", 0.5, OURS, contender=OURS_HTTPS),
+    Target("upload, TLS to the client", "upload", 0.5, OURS, contender=OURS_TLS),
+    Target("upload, TLS to the visitor", "upload", 0.5, OURS, contender=OURS_HTTPS),
+    Target("32 connections, TLS to the client", "keepalive-32", 0.7, OURS, contender=OURS_TLS),
+    Target("32 connections, TLS to the visitor", "keepalive-32", 0.7, OURS, contender=OURS_HTTPS),
     Target("client process start to first request, s", "start", 0.25, ABSOLUTE),
     Target("`tinytun --version`, s", "version", 0.05, ABSOLUTE),
 )

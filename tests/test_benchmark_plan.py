@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measures import LESS, MEASURES  # noqa: E402
 from benchmarks.options import QUICK_LIMIT, arguments, peer_names, plan, scenario_names  # noqa: E402
-from benchmarks.peers import CONTENDERS, DIRECT, HAPROXY, OURS, OURS_TCP  # noqa: E402
+from benchmarks.peers import CONTENDERS, DIRECT, HAPROXY, OURS, OURS_HTTPS, OURS_TCP, OURS_TLS  # noqa: E402
 from benchmarks.planning import START, Plan, parts  # noqa: E402
 from benchmarks.report import (  # noqa: E402
     TIMES,
@@ -77,7 +77,7 @@ def test_every_target_has_its_row_even_when_nothing_was_measured() -> None:
     assert len(rows) == len(TARGETS)
     assert all(row.endswith(f"| {NOT_MEASURED} |") for row in rows)
     assert {target.measure for target in TARGETS} <= set(BY_KEY)
-    assert {target.contender for target in TARGETS} == {OURS, OURS_TCP}
+    assert {target.contender for target in TARGETS} == {OURS, OURS_TCP, OURS_TLS, OURS_HTTPS}
 
 
 def test_every_measure_belongs_to_a_scenario_and_every_scenario_has_one() -> None:

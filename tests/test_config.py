@@ -67,6 +67,9 @@ WRONG = [
     ("BASE_DOMAIN", ","),
     ("BASE_DOMAIN", "a" * 64 + ".com"),
     ("PUBLIC_URL", "{name}.{domain}"),
+    ("CONNECTION_TLS", "perhaps"),
+    ("TLS_DIR", "relative/path"),
+    ("PROXY_TLS_PORT", "https"),
     ("PUBLIC_URL", "ftp://{name}.{domain}"),
     ("PUBLIC_URL", "https://{domain}"),
     ("PUBLIC_URL", "https://{name}.{domain}/{path}"),
@@ -299,3 +302,34 @@ def test_an_address_of_another_machine_cannot_be_bound() -> None:
         addresses.listen_all([("PROXY_PORT", "203.0.113.1", 0)], 5)
     assert not addresses.is_local("203.0.113.1")
     assert addresses.is_local("127.0.0.1")
+
+
+def test_with_certificates_urls_are_https_unless_the_operator_says_otherwise() -> None:
+    plain, secure = ServerConfig(base_domains="a.org"), ServerConfig(base_domains="a.org", tls_dir="/tls")
+    assert plain.url_of("x") == "http://x.a.org:5555"
+    assert secure.url_of("x") == "https://x.a.org:5557"
+    assert dataclasses.replace(secure, proxy_tls_port=443).url_of("x") == "https://x.a.org"
+    for template, url in (
+        ("https://{name}.{domain}", "https://x.a.org"),
+        ("https://{name}.{domain}:{port}", "https://x.a.org:5557"),
+        ("http://{name}.{domain}:{port}", "http://x.a.org:5555"),
+    ):
+        assert dataclasses.replace(secure, public_url=template).url_of("x") == url
+
+
+def test_the_https_port_is_bound_only_with_certificates() -> None:
+    assert len(ServerConfig().listeners()) == 4
+    config = ServerConfig(tls_dir="/tls")
+    assert config.listeners()[-1] == ("PROXY_TLS_PORT", "::", 5557)
+    assert config.with_ports([1, 2, 3, 4, 5]).proxy_tls_port == 5
+    with pytest.raises(UsageError, match="PROXY_TLS_PORT=5555: is PROXY_PORT as well"):
+        ServerConfig(tls_dir="/tls", proxy_tls_port=5555)
+    assert ServerConfig(proxy_tls_port=5555).proxy_tls_port == 5555
+
+
+def test_tls_is_required_only_where_it_is_spoken() -> None:
+    with pytest.raises(UsageError, match="CONNECTION_TLS=required: needs TLS_DIR"):
+        ServerConfig(connection_tls="required")
+    config = ServerConfig(connection_tls="REQUIRED", tls_dir="/tls")
+    assert config.tls_required
+    assert server_url(config) == "https://127.0.0.1:5554"

@@ -111,7 +111,7 @@ def free_port() -> int:
 def test_a_plain_server() -> None:
     with serving(greet) as port:
         sock = dial_server(config(f"http://127.0.0.1:{port}"))
-        assert sock.getsockopt(native.IPPROTO_TCP, native.TCP_NODELAY)
+        assert sock.sock.getsockopt(native.IPPROTO_TCP, native.TCP_NODELAY)
         check_greeting(sock)
 
 

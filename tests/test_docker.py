@@ -56,7 +56,7 @@ def test_the_last_stage_is_without_rights_and_has_the_ports_of_the_seed() -> Non
     assert int(user[1]) > 0
     config = ServerConfig()
     (exposed,) = instructions("EXPOSE")
-    expected = [config.connection_port, config.proxy_port, config.tcp_proxy_port]
+    expected = [config.connection_port, config.proxy_port, config.tcp_proxy_port, config.proxy_tls_port]
     assert [int(port) for port in exposed.split()] == expected
     (run,) = re.findall(r"(?m)^# (docker run .+)$", DOCKERFILE)
     assert run in (ROOT / "README.md").read_text()

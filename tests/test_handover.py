@@ -86,6 +86,7 @@ def test_a_successor_gets_names_ports_and_visitors(old: OldWorker, tmp_path: Pat
         moved = [
             Moved(None, ("192.0.2.1", 5), 443, b"GET / HTTP/1.1\r\n\xff", fresh=True),
             Moved(30000, ("::1", 6), 30000, b""),
+            Moved(None, ("192.0.2.1", 7), 443, b"", proto="https", last=True),
         ]
         for one in moved:
             assert old.successor.take(there, one)

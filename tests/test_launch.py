@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from certificates import install, issue, put
 from free_ports import free_ports
 from server_process import COMMAND, DEADLINE, ROOT, ServerProcess, environment, is_gone, wait_for
 
@@ -36,6 +37,25 @@ def test_check_only_checks() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "BASE_DOMAIN=a.example.com" in done.stdout
     assert "valid" in done.stdout
+
+
+def test_check_says_what_certificates_are_for(tmp_path: Path) -> None:
+    install(tmp_path, issue("*.a.example.com", "a.example.com"))
+    put(tmp_path / "bad.pem", b"-----BEGIN PRIVATE KEY-----\nnothing")
+    done = run("--check", TLS_DIR=str(tmp_path), PROXY_TLS_PORT="0", BASE_DOMAIN="a.example.com,b.org")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("certificate for *.a.example.com, a.example.com, until ") for line in lines)
+    assert f"warning: {tmp_path}/bad.pem cannot be used: its key is not complete" in lines
+    assert "warning: no certificate is for *.b.org" in lines
+    assert not any("*.a.example.com" in line for line in lines if line.startswith("warning"))
+
+
+@pytest.mark.parametrize("arguments", [("--check",), ()])
+def test_a_directory_that_is_not_there_is_told(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = run(*arguments, TLS_DIR=str(tmp_path / "nowhere"))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"tinytun-server: TLS_DIR={tmp_path}/nowhere: allowed: a directory")
 
 
 @pytest.mark.parametrize("arguments", [("--check",), ()])

@@ -14,7 +14,7 @@ import gevent
 import pytest
 import trustme
 from gevent import socket, ssl
-from helpers import MIB, Inbox, Pair, deadline, fd_count, session_pair, socket_pair, wait_until
+from helpers import MIB, Inbox, Pair, deadline, fd_count, session_pair, socket_pair, tls_pair, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,15 +42,10 @@ def authority() -> trustme.CA:
 @pytest.fixture(params=["plain", "tls"])
 def sockets(request: pytest.FixtureRequest, authority: trustme.CA) -> tuple[Any, Any]:
     """Two connected sockets: the visitor's end, and ours."""
-    visitor, ours = socket_pair()
     if request.param == "plain":
-        return visitor, ours
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority.issue_cert("localhost").configure_cert(server)
-    authority.configure_trust(client)
-    shaking = gevent.spawn(client.wrap_socket, ours, server_hostname="localhost")
-    with deadline():
-        return server.wrap_socket(visitor, server_side=True), shaking.get()
+        return socket_pair()
+    end, sock = tls_pair(authority)
+    return sock, end
 
 
 @contextlib.contextmanager

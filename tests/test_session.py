@@ -13,7 +13,7 @@ from typing import Any
 import gevent
 import pytest
 import trustme
-from gevent import socket, ssl
+from gevent import socket
 from helpers import (
     MIB,
     ORIGINAL_REQUEST,
@@ -28,6 +28,7 @@ from helpers import (
     raw_peer,
     session_pair,
     socket_pair,
+    tls_ends,
     wait_until,
 )
 from hpack.hpack import Decoder
@@ -1050,19 +1051,8 @@ def test_going_away_twice_says_it_once() -> None:
 # -- over TLS ----------------------------------------------------------------
 
 
-def tls_pair() -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
-    authority = trustme.CA()
-    opener, acceptor = socket_pair()
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority.issue_cert("localhost").configure_cert(server)
-    authority.configure_trust(client)
-    shaking = gevent.spawn(client.wrap_socket, acceptor, server_hostname="localhost")
-    with deadline():
-        return server.wrap_socket(opener, server_side=True), shaking.get()
-
-
 def test_bulk_both_ways_over_tls_beside_many_small_streams() -> None:
-    with session_pair(sockets=tls_pair()) as pair:
+    with session_pair(sockets=tls_ends(trustme.CA())) as pair:
         bulk, far = pair.open()
         payload = bytes(range(256)) * (16 * 1024)
         senders = [gevent.spawn(end.stream.sendall, payload) for end in (bulk, far)]
@@ -1083,7 +1073,7 @@ def test_bulk_both_ways_over_tls_beside_many_small_streams() -> None:
 
 @pytest.mark.parametrize("side", ["opener", "acceptor"])
 def test_resets_and_the_end_of_a_session_over_tls(side: str) -> None:
-    with session_pair(sockets=tls_pair()) as pair:
+    with session_pair(sockets=tls_ends(trustme.CA())) as pair:
         near, far = pair.open(hold=True)
         blocked = gevent.spawn(near.stream.sendall, b"x" * MIB)
         other, there = pair.open()
@@ -1104,7 +1094,7 @@ def test_resets_and_the_end_of_a_session_over_tls(side: str) -> None:
 
 @pytest.mark.parametrize("tls", [True, False])
 def test_the_half_close_of_a_session_comes_behind_its_last_frames(tls: bool) -> None:
-    with session_pair(sockets=tls_pair() if tls else None) as pair:
+    with session_pair(sockets=tls_ends(trustme.CA()) if tls else None) as pair:
         near, far = pair.open()
         near.stream.shutdown()
         assert far.wait_end() == b""

@@ -52,6 +52,22 @@ def run_in_hub(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     return _shared_thread().call(lambda: func(*args, **kwargs))
 
 
+def in_a_thread(func: Callable[[], T]) -> T:
+    """Call ``func`` in a thread of this hub, which goes on meanwhile; returns or raises what it does."""
+    outcome: tuple[T, Exception | None] = gevent.get_hub().threadpool.apply(_outcome, (func,))
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def _outcome(func: Callable[[], T]) -> tuple[Any, Exception | None]:
+    """What a call comes to: gevent's pool would print an error that its caller expects."""
+    try:
+        return func(), None
+    except Exception as error:
+        return None, error
+
+
 class _HubThread:
     """The thread, its hub, and the calls on their way to it."""
 

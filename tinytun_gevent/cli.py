@@ -102,14 +102,21 @@ Options:
   --proxy-port PORT               port that visitors reach HTTP tunnels on (default: 5555)
   --tcp-proxy-port PORT           port for TCP behind a PROXY protocol load balancer (default: 5556)
   --metadata-port PORT            port of the internal metadata API (default: 5553)
+  --proxy-tls-port PORT           port that visitors reach HTTP tunnels on by https, where TLS_DIR is set
+                                  (default: 5557)
   --bind ADDRESS                  address of the public ports ([::]: all, IPv4 and IPv6; 0.0.0.0 where
                                   there is no IPv6) (default: [::])
   --metadata-bind ADDRESS         address of the metadata port, which lists everybody's tunnels (default:
                                   127.0.0.1)
   --base-domain DOMAINS           domains whose subdomains are tunnels, comma-separated; new tunnels are
                                   shown under the first (default: local.tinytun.com)
-  --public-url TEMPLATE           how a tunnel's URL is shown: {name}, {domain} and {port} (PROXY_PORT)
-                                  are filled in (default: http://{name}.{domain}:{port})
+  --public-url TEMPLATE           how a tunnel's URL is shown: {name}, {domain} and {port} are filled in;
+                                  blank: http://{name}.{domain}:{port}, or https where TLS_DIR is set (none
+                                  by default)
+  --tls-dir DIR                   directory with certificates and their keys, in PEM files however deep;
+                                  blank: no TLS (none by default)
+  --connection-tls USE            TLS on CONNECTION_PORT where TLS_DIR is set: accepted, beside plain
+                                  clients, or required (default: accepted)
   --tcp-ports RANGE               ports that TCP tunnels get (default: 20000-60000)
   --tcp-listen SWITCH             whether tunnels of type tcp listen on their port; off: only
                                   TCP_PROXY_PORT leads to them (default: on)
@@ -178,7 +185,8 @@ Options:
                                   (default: 25)
   --reload-timeout SECONDS        the same in the old process after a reload, while the new one serves
                                   (default: 60)
-  --check                         Check the configuration and that its ports are free, then exit
+  --check                         Check the configuration, its certificates and that its ports are free,
+                                  then exit
   --debug                         Show the stack of an error
   -h, --help                      Print help
   -V, --version                   Print version

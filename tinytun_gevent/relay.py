@@ -143,7 +143,7 @@ class SocketSink:
             not self._backlog
             and not self._draining
             and self.end is not None
-            and (self.rate is None or (self.end.direct and self.rate.take_now(len(data))))
+            and (self.rate is None or self.rate.take_now(len(data)))
         ):
             try:
                 sent = self.end.send_now(data)
@@ -195,13 +195,6 @@ class SocketSink:
 
     def _send_some(self, end: End) -> None:
         """Sends from the front of the backlog; blocks until the kernel takes something."""
-        if not end.direct:
-            piece, credit = self._backlog.popleft()
-            try:
-                end.sendall(piece)
-            finally:
-                self._give(credit)
-            return
         sent = end.sendmsg_now([piece for piece, _ in islice(self._backlog, GATHER)])
         if not sent:
             end.wait_writable()
@@ -230,11 +223,7 @@ class SocketSink:
             return
         piece, credit = self._backlog.popleft()
         count = min(granted, len(piece))
-        if end.direct:
-            sent = end.send_now(memoryview(piece)[:count])
-        else:
-            end.sendall(memoryview(piece)[:count])
-            sent = count
+        sent = end.send_now(memoryview(piece)[:count])
         rate.refund(granted - sent)
         given = credit if sent == len(piece) else min(sent, credit)
         if sent < len(piece):
@@ -331,7 +320,7 @@ def send_some(stream: Upstream, source: End, rate: Rate | None, limit: int, gate
     source.wait_readable()
     if isinstance(stream, Stream):
         stream.wait_window(source)  # whoever cannot send takes no turn
-    there = (unread(source.sock) or 1) if source.direct else LONGEST
+    there = (unread(source.sock) or 1) if source.movable else LONGEST
     granted, moved = rate.take(min(there, limit) if limit else there), 0
     try:
         moved = stream.send_from(source, granted, gate)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Final
 
 import gevent
-from gevent import socket
 from gevent.event import Event
 from h2.exceptions import NoAvailableStreamIDError
 from h2.stream import StreamClosedBy
@@ -34,7 +33,7 @@ from tinytun_gevent.incoming import MAX_FRAME, Incoming
 from tinytun_gevent.keepalive import KeepAlive
 from tinytun_gevent.pacing import Pacing
 from tinytun_gevent.shares import BULK, Share
-from tinytun_gevent.sockets import Buffer, End, end_of
+from tinytun_gevent.sockets import Buffer, End, Socket, end_of
 from tinytun_gevent.stream import NO_ERROR, Gate, Stream
 from tinytun_gevent.wire import http2
 from tinytun_gevent.writer import SMALL, Writer
@@ -59,7 +58,7 @@ class Session:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Socket | End,
         *,
         opener: bool,
         max_streams: int = 0,
@@ -67,11 +66,11 @@ class Session:
         on_stream: Callable[[Stream], None] | None = None,
     ) -> None:
         """``max_streams`` is how many the peer may have open, ``received`` what was read already."""
-        sockets.tune_session(sock)
         now = time.monotonic()
         self.end: End = end_of(sock)
+        sockets.tune_session(self.end.sock)
         #: The peer's address, for the log.
-        self.peer = sockets.peer_name(sock)
+        self.peer = sockets.peer_name(self.end.sock)
         self.opener = opener
         self.max_streams = max_streams
         self._early = received
@@ -201,7 +200,7 @@ class Session:
     def finish_writing(self) -> None:
         """Half-closes the connection behind what is queued; raises ``OSError``.
 
-        Blocks until that is sent, at most :data:`HANG_UP` seconds: TLS sends nothing at once.
+        Blocks until that is sent, at most :data:`HANG_UP` seconds.
         """
         self.writer.control()
         if self.writer.pending or self.writer.unsent:

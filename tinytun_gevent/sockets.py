@@ -1,8 +1,6 @@
-"""Connected sockets as the data path wants them: one interface over plain and TLS.
+"""Connected sockets as the data path wants them: raw and non-blocking both ways, and what blocks on top.
 
-A plain socket has a raw non-blocking path both ways. TLS has none for sending, where OpenSSL
-wants the same bytes again until they are gone; there the greenlet that owns the direction
-does the work and blocks. :func:`end_of` is the only place that decides.
+:class:`PlainEnd` is also the interface of a connection over TLS, which is in ``tls.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import gevent
-from gevent import socket, ssl
+from gevent import socket
 from gevent.hub import Hub
 
 try:
@@ -42,15 +40,6 @@ Socket = socket.socket | BareSocket
 
 SHORT: Final = 4096
 """Bytes of a read that may be a head whose body waits for an acknowledgement."""
-
-TLS_RECORD: Final = 16 * 1024
-"""Bytes of data in one TLS record at most: what one call reads or writes."""
-
-QUIET_LOOK: Final = 0.02
-"""Seconds until a half-close over TLS is tried again."""
-
-_TCP_CLOSE: Final = 7
-"""Linux's state of a connection that is over in both directions."""
 
 _TCP_CLOSE_WAIT: Final = 8
 """Linux's state of one whose other side has sent its FIN."""
@@ -134,14 +123,9 @@ def queued(sock: Socket) -> int:
 
 def half_closed(sock: Socket) -> bool:
     """Whether the other side's FIN has come, read or not; False where the kernel does not tell."""
-    return _state(sock) == _TCP_CLOSE_WAIT
-
-
-def _state(sock: Socket) -> int:
-    """Linux's number of a TCP connection's state; 0 where it does not tell."""
-    if not sys.platform.startswith("linux"):
-        return 0
-    return sock.getsockopt(native.IPPROTO_TCP, native.TCP_INFO, 1)[0]
+    if not sys.platform.startswith("linux") or sock.family not in (native.AF_INET, native.AF_INET6):
+        return False
+    return sock.getsockopt(native.IPPROTO_TCP, native.TCP_INFO, 1)[0] == _TCP_CLOSE_WAIT
 
 
 class Interrupted(Exception):
@@ -156,8 +140,8 @@ class PlainEnd:
     waits on it raise ``OSError``.
     """
 
-    #: Whether the kernel is read and written without anything between.
-    direct = True
+    #: Whether another process can go on with the socket: nothing of the connection is kept here.
+    movable = True
     __slots__ = ("_hub", "_raw", "_reader", "_writer", "closed", "sock")
 
     def __init__(self, sock: Socket) -> None:
@@ -259,6 +243,15 @@ class PlainEnd:
             set_reset(self.sock)
             self.close()
 
+    def give_up(self) -> Socket:
+        """The socket, open and no longer this object's; nobody may wait on it."""
+        for watcher in (self._reader, self._writer):
+            if watcher is not None:
+                watcher.close()
+        self._reader = self._writer = None
+        self.closed = True
+        return self.sock  # type: ignore[no-any-return]
+
     def _release(self, then: Callable[[], None]) -> None:
         error = OSError(errno.EBADF, "closed by this side")
         watchers = (self._reader, self._writer)
@@ -284,103 +277,17 @@ class PromptEnd(PlainEnd):
         return count
 
 
-class TlsEnd(PlainEnd):
-    """One TLS socket behind the same interface: reading goes through OpenSSL, sending blocks.
-
-    So :meth:`send_now` takes nothing, and :meth:`sendall` is called by the greenlet that owns
-    the direction.
-    """
-
-    direct = False
-    __slots__ = ()
-
-    def wait_readable(self) -> None:
-        """Blocks until something has come: at once if OpenSSL holds some already decrypted."""
-        if self.closed or not self.sock.pending():
-            super().wait_readable()
-
-    def recv_now(self, view: memoryview) -> int:
-        """As for a plain socket; what has come may be no data yet.
-
-        OpenSSL calls a reset an end of the input, so the kernel is asked before: a side that has
-        not sent its own FIN cannot have got into that state by the other's.
-        """
-        over = self._is_over()
-        try:
-            count = int(self.sock.recv_into(view, len(view)))
-        except ssl.SSLWantReadError:
-            return -1
-        except ssl.SSLWantWriteError:
-            self.wait_writable()
-            return -1
-        if not count and over:
-            raise OSError(errno.ECONNRESET, "reset by the other side")
-        return count
-
-    def recv(self, size: int) -> bytes:
-        buffer = bytearray(min(size, TLS_RECORD))
-        while True:
-            self.wait_readable()
-            count = self.recv_now(memoryview(buffer))
-            if count >= 0:
-                return bytes(buffer[:count])
-
-    def send_now(self, data: Buffer) -> int:
-        return 0
-
-    def sendmsg_now(self, buffers: Sequence[Buffer]) -> int:
-        return 0
-
-    def sendall(self, data: Buffer) -> None:
-        with memoryview(data) as view:
-            sent = 0
-            while sent < len(view):
-                taken = int(self.sock.send(view[sent : sent + TLS_RECORD]))
-                sent += taken
-                if not taken:
-                    self.wait_writable()
-
-    def finish_writing(self) -> None:
-        """Half-closes by TLS's own close_notify (RFC 8446 §6.1); reading goes on.
-
-        Python's call also takes the next record, for the other side's close_notify, and loses it
-        if it is data. So this happens as soon as nothing unread has come.
-        """
-        layer = getattr(self.sock, "_sslobj", None)
-        if self.closed or layer is None:
-            return
-        if self.sock.pending() or unread(self.sock):
-            gevent.spawn_later(QUIET_LOOK, self._finish_later)
-            return
-        try:
-            layer.shutdown()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLSyscallError, ssl.SSLZeroReturnError):
-            pass
-        except ssl.SSLError:
-            self.abort()  # data came in that very moment: nobody may take the rest for the whole
-
-    def _finish_later(self) -> None:
-        """Half-closes when nobody waits for it; whoever reads learns of a lost connection."""
-        try:
-            self.finish_writing()
-        except OSError:
-            pass
-
-    def _is_over(self) -> bool:
-        """Whether the connection has ended both ways; False where the kernel does not tell."""
-        return _state(self.sock) == _TCP_CLOSE
+End = PlainEnd
+"""What carries bytes: a plain socket, or what behaves like one (``tls.py``)."""
 
 
-End = PlainEnd | TlsEnd
-
-
-def end_of(sock: Socket, *, prompt: bool = False) -> End:
-    """Wraps a connected socket, which belongs to the result from now on.
+def end_of(sock: Socket | End, *, prompt: bool = False) -> End:
+    """Wraps a connected socket, which belongs to the result from now on; what is wrapped already stays so.
 
     ``prompt`` is for connections to a service: see :class:`PromptEnd`.
     """
-    if isinstance(sock, ssl.SSLSocket):
-        return TlsEnd(sock)
+    if isinstance(sock, PlainEnd):
+        return sock
     over_tcp = sock.family in (native.AF_INET, native.AF_INET6)
     if prompt and over_tcp and hasattr(native, "TCP_QUICKACK"):
         return PromptEnd(sock)

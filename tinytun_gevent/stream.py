@@ -22,9 +22,6 @@ PROTOCOL_ERROR: Final = 1
 REFUSED_STREAM: Final = 7
 CANCEL: Final = 8
 
-COPY_SIZE: Final = 64 * 1024
-"""Bytes read at once from a TLS source, which has no direct path."""
-
 LOOK: Final = 1.0
 """Seconds between two looks at a source whose bytes wait for a window."""
 
@@ -153,8 +150,6 @@ class Stream:
         are read, if it is not 0; ``gate`` is shown them, says how many may pass and keeps the
         rest. Raises ``OSError`` for the source and :class:`SessionError` for the stream.
         """
-        if not source.direct:
-            return self._send_copied(source, limit or COPY_SIZE, gate)
         while True:
             if self._error is not None:
                 raise self._error
@@ -176,19 +171,6 @@ class Stream:
             return self.session.send_data_from(self, source, limit, gate)
         finally:
             share.turns.release()
-
-    def _send_copied(self, source: End, limit: int, gate: Gate | None) -> int:
-        data = source.recv(min(limit, COPY_SIZE))
-        view = memoryview(data)
-        share = self.session.share_out
-        if share is not None and (share.ahead or share.turns.held):
-            share.turns.acquire()
-            try:
-                share.wait()
-            finally:
-                share.turns.release()
-        self.sendall(view if gate is None else view[: gate(view)])
-        return len(data)
 
     def shutdown(self) -> None:
         """Half-closes: END_STREAM. Idempotent, never blocks, no error on a stream that is over."""

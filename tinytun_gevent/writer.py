@@ -203,8 +203,8 @@ class Writer:
         return SHARED_CHUNK if brisk else CHUNK
 
     def _may_join(self) -> bool:
-        """Whether a small frame may wait for company; over TLS each wait would cost a greenlet."""
-        return self._end.direct and len(self._control) <= JOIN_LIMIT and not self._torn
+        """Whether a small frame may wait for company."""
+        return len(self._control) <= JOIN_LIMIT and not self._torn
 
     def _flush(self) -> None:
         self._flush_due = False
@@ -236,12 +236,6 @@ class Writer:
         self.sent += sent
         self.unsent -= sent
         if not self.unsent:
-            return ()
-        if not self._end.direct:
-            whole = b"".join(parts)
-            self._end.sendall(whole)
-            self.sent += len(whole)
-            self.unsent = 0
             return ()
         rest: list[Buffer] = []
         for part in parts:

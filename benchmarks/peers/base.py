@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
+import subprocess
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from ..processes import POLL, BenchmarkError, Process, Workspace, accepts, find
@@ -14,6 +17,8 @@ from ..services import NGINX
 from ..way import Endpoint, check_way
 
 T = TypeVar("T")
+
+OPENSSL = "openssl"
 
 LOCAL = "127.0.0.1"
 STOP = 0.5  # seconds from SIGTERM to SIGKILL for a contender that is not needed any more
@@ -83,6 +88,8 @@ class Contender(ABC):
     #: Measured only when named on the command line.
     asked_for = False
     programs: Sequence[str] = ()
+    #: Whether it encrypts; such ones take part in a few scenarios only, beside plain ones.
+    encrypts = False
     #: Descriptors that one visitor costs the process that needs most.
     descriptors = 2
 
@@ -141,6 +148,17 @@ def with_relay(ground: Ground, server: Server, bind: str = LOCAL, port: int = 0)
         server.host = bind
         server.beside.append(relay)
     return server
+
+
+def make_certificate(workspace: Workspace) -> Path:
+    """A folder with a new certificate for 127.0.0.1 and localhost, ``cert.pem``, and its key, ``key.pem``."""
+    folder = Path(tempfile.mkdtemp(prefix="tls-", dir=workspace.folder))
+    command = [str(find(OPENSSL)), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "30", "-subj", "/CN=benchmark", "-keyout", str(folder / "key.pem")]
+    names = "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:*.localhost"
+    command += ["-addext", names, "-out", str(folder / "cert.pem")]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
 
 
 def three_times(start: Callable[[], T]) -> T:

@@ -8,15 +8,16 @@ from .base import LOCAL, Contender, Ground, Running, Server, three_times, with_r
 
 
 class Frp(Contender):
-    """Its ``tcp`` or its ``http`` proxies; TLS between its programs is off, everything else by default."""
+    """Its ``tcp`` or its ``http`` proxies; TLS between its programs with ``tls``, all else by default."""
 
     programs = ("frps", "frpc")
     descriptors = 1
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, tls: bool = False) -> None:
         """``kind``: ``http`` or ``tcp``, as its configuration has it."""
         self.kind = kind
-        self.name = f"frp {kind}"
+        self.encrypts = tls
+        self.name = "frp tls" if tls else f"frp {kind}"
 
     def start_server(self, ground: Ground) -> Server:
         return with_relay(ground, three_times(lambda: self._listen(ground)))
@@ -27,7 +28,7 @@ class Frp(Contender):
         text += f"vhostHTTPPort = {vhost}\n" if self.kind == "http" else ""
         # At its default level it writes a line for each visitor.
         text += 'log.level = "warn"\n'
-        config = ground.workspace.folder / f"frps-{self.kind}.toml"
+        config = ground.workspace.folder / f"{self.name}-server.toml"
         config.write_text(text)
         server = ground.workspace.start(f"frps-{self.kind}", [str(find("frps")), "-c", str(config)])
         server.expect_port(control)
@@ -35,7 +36,8 @@ class Frp(Contender):
         return Server([server], port=control, ports=ports)
 
     def start_client(self, ground: Ground, server: Server) -> Running:
-        text = f'serverAddr = "{server.host}"\nserverPort = {server.port}\ntransport.tls.enable = false\n'
+        text = f'serverAddr = "{server.host}"\nserverPort = {server.port}\n'
+        text += f"transport.tls.enable = {str(self.encrypts).lower()}\n"
         for name, port in ground.services.items():
             text += f'[[proxies]]\nname = "{name}"\ntype = "{self.kind}"\n'
             text += f'localIP = "{LOCAL}"\nlocalPort = {port}\n'
@@ -43,7 +45,7 @@ class Frp(Contender):
                 text += f'customDomains = ["{name}.localhost"]\n'
             else:
                 text += f"remotePort = {server.ports[name]}\n"
-        config = ground.workspace.folder / f"frpc-{self.kind}.toml"
+        config = ground.workspace.folder / f"{self.name}-client.toml"
         config.write_text(text)
         client = ground.workspace.start(f"frpc-{self.kind}", [str(find("frpc")), "-c", str(config)])
         for name in ground.services:

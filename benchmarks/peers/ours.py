@@ -7,7 +7,18 @@ from pathlib import Path
 
 from ..processes import free_port
 from ..way import Endpoint
-from .base import LOCAL, Contender, Ground, Role, Running, Server, three_times, with_relay
+from .base import (
+    LOCAL,
+    OPENSSL,
+    Contender,
+    Ground,
+    Role,
+    Running,
+    Server,
+    make_certificate,
+    three_times,
+    with_relay,
+)
 
 BIN = Path(__file__).resolve().parent.parent.parent / "bin"
 
@@ -44,6 +55,7 @@ class Tinytun(Contender):
     def _listen(self, ground: Ground) -> Server:
         ports = {which: free_port() for which in ("connection", "proxy", "tcp-proxy", "metadata")}
         command = [sys.executable, str(BIN / "tinytun-server"), "--bind", LOCAL, "--base-domain", "localhost"]
+        command += self._server_options(ground, ports)
         command += self._options
         command += [word for which, port in ports.items() for word in (f"--{which}-port", str(port))]
         server = ground.workspace.start(f"tinytun-server-{self.kind}", command)
@@ -55,12 +67,51 @@ class Tinytun(Contender):
         for name, port in ground.services.items():
             command = [sys.executable, str(BIN / "tinytun"), self.kind, f"{LOCAL}:{port}"]
             command += ["-s", name] if self.kind == "http" else []
-            command += ["-c", str(CONCURRENCY), "--server", f"http://{server.host}:{server.port}"]
+            command += ["-c", str(CONCURRENCY), "--server", *self._server_url(server)]
             clients[name] = ground.workspace.start(f"tinytun-{self.kind}-{name}", command)
         endpoints = {}
         for name, client in clients.items():
-            url = client.expect(rf"^{self.kind}://([^\s/:]+)(?::(\d+))?$")
-            endpoints[name] = (
-                Endpoint(server.ports["proxy"], url[1]) if self.kind == "http" else Endpoint(int(url[2]))
-            )
+            url = client.expect(rf"^{self.kind}s?://([^\s/:]+)(?::(\d+))?$")
+            endpoints[name] = self._endpoint(server, url[1]) if self.kind == "http" else Endpoint(int(url[2]))
         return Running(list(clients.values()), endpoints)
+
+    def _server_options(self, ground: Ground, ports: dict[str, int]) -> list[str]:
+        """Further options of the server; may add to its ``ports``."""
+        return []
+
+    def _server_url(self, server: Server) -> list[str]:
+        """What the client's ``--server`` is, and what goes with it."""
+        return [f"http://{server.host}:{server.port}"]
+
+    def _endpoint(self, server: Server, host: str) -> Endpoint:
+        """Where the visitors of an HTTP tunnel go."""
+        return Endpoint(server.ports["proxy"], host)
+
+
+class TinytunTls(Tinytun):
+    """TLS between the two programs (``session``), between visitors and the server (``visitors``), or both."""
+
+    encrypts = True
+    programs = (OPENSSL,)
+
+    def __init__(self, name: str, *, session: bool, visitors: bool) -> None:
+        super().__init__("http")
+        self.name = name
+        self._session = session
+        self._visitors = visitors
+        self._folder = Path()
+
+    def _server_options(self, ground: Ground, ports: dict[str, int]) -> list[str]:
+        self._folder = make_certificate(ground.workspace)
+        ports["proxy-tls"] = free_port()
+        return ["--tls-dir", str(self._folder)]
+
+    def _server_url(self, server: Server) -> list[str]:
+        if not self._session:
+            return super()._server_url(server)
+        return [f"https://{server.host}:{server.port}", "--ca", str(self._folder / "cert.pem")]
+
+    def _endpoint(self, server: Server, host: str) -> Endpoint:
+        if not self._visitors:
+            return super()._endpoint(server, host)
+        return Endpoint(server.ports["proxy-tls"], host, tls=True)

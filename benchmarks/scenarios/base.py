@@ -89,6 +89,8 @@ class Scenario(ABC):
     processes = Processes.SHARED
     #: Contenders to which it would add nothing.
     absent: frozenset[str] = frozenset()
+    #: Whether those take part who encrypt.
+    encrypted = False
     #: Seconds that are measured, in a full run and in a quick one (0: not part of it).
     seconds: float
     quick: float = 0
@@ -106,6 +108,10 @@ class Scenario(ABC):
             if name in services.missing:
                 return services.missing[name]
         return None
+
+    def takes(self, contender: Contender) -> bool:
+        """Whether it is measured."""
+        return contender.name not in self.absent and (self.encrypted or not contender.encrypts)
 
     @abstractmethod
     def warm_up(self, stage: Stage) -> None:

@@ -21,8 +21,9 @@ MANY = 20
 class Bulk(Scenario):
     """Files of 1 GiB one after another, one visitor. The last one is cut off if it takes too long."""
 
-    groups = ("bulk",)
+    groups = ("bulk", "encrypted")
     programs = ("curl",)
+    encrypted = True
     seconds = 3
     quick = 2
     overhead = 1.0

@@ -21,7 +21,8 @@ from gevent import socket, ssl
 from gevent.queue import Empty, Queue
 
 from ..errors import UnreachableError, UsageError
-from ..sockets import BareSocket, tune
+from ..sockets import BareSocket, End, PlainEnd, tune
+from ..tls import TlsEnd
 from .address import bracketed
 from .config import ClientConfig
 from .credentials import PLAIN, must_hide
@@ -57,8 +58,8 @@ class HopelessError(UnreachableError):
 
 def dial_server(
     config: ClientConfig, timeout: float = DIAL_TIMEOUT, address: Address | None = None
-) -> socket.socket:
-    """Connect to the server of ``config``; the caller closes the socket, plain or TLS.
+) -> End:
+    """Connect to the server of ``config``; the caller closes what is returned, plain or TLS.
 
     With ``address`` that is where it, or the proxy, is reached: a name may have several.
     Blocks for at most ``timeout`` seconds. Raises UnreachableError (HopelessError where trying
@@ -202,7 +203,7 @@ def connect_bare(address: Address) -> BareSocket:
     return sock
 
 
-def read_head(sock: socket.socket, limit: int) -> tuple[bytes, bytes]:
+def read_head(sock: socket.socket | End, limit: int) -> tuple[bytes, bytes]:
     """Read an HTTP head; returns it with its blank line, and the bytes that came behind it.
 
     Blocks: set a timeout around it. Raises OSError, EOFError when the peer closes before
@@ -229,7 +230,7 @@ def _attempt(address: Address, results: Queue[tuple[socket.socket | None, OSErro
         results.put((None, error))
 
 
-def _dial(config: ClientConfig, context: ssl.SSLContext | None, address: Address | None) -> socket.socket:
+def _dial(config: ClientConfig, context: ssl.SSLContext | None, address: Address | None) -> End:
     server, proxy = config.server, config.proxy
     host, port = (proxy.host, proxy.port) if proxy else (server.host, server.port)
     addresses = resolve(host, port) if address is None else [address]
@@ -243,7 +244,7 @@ def _dial(config: ClientConfig, context: ssl.SSLContext | None, address: Address
         check_hidden(config, [address_of(sock)])
         if proxy is not None:
             connect_through(sock, proxy, server.authority)
-        return sock if context is None else start_tls(sock, context, server.host, server.authority)
+        return PlainEnd(sock) if context is None else start_tls(sock, context, server.host, server.authority)
     except BaseException:
         sock.close()
         raise
@@ -277,7 +278,7 @@ def connect_through(sock: socket.socket, proxy: Proxy, authority: str) -> None:
         raise HopelessError(f"proxy {proxy} sent a body with its answer to CONNECT")
 
 
-def start_tls(sock: socket.socket, context: ssl.SSLContext, host: str, authority: str) -> socket.socket:
+def start_tls(sock: socket.socket, context: ssl.SSLContext, host: str, authority: str) -> TlsEnd:
     """TLS over ``sock``, with SNI; blocks for the handshake. The result owns the connection.
 
     Raises HopelessError for a certificate that is not trusted and for a peer that does not
@@ -299,15 +300,20 @@ def start_tls(sock: socket.socket, context: ssl.SSLContext, host: str, authority
         raise UnreachableError(f"TLS with {authority} failed: {unclutter(error)}") from None
 
 
-def shake_hands(sock: socket.socket, context: ssl.SSLContext, host: str) -> socket.socket:
+def shake_hands(sock: socket.socket, context: ssl.SSLContext, host: str) -> TlsEnd:
     """The bare TLS handshake: blocks; closes ``sock`` on whatever goes wrong, timeouts included."""
-    wrapped = context.wrap_socket(sock, server_hostname=host or None, do_handshake_on_connect=False)
+    plain = PlainEnd(sock)
     try:
-        wrapped.do_handshake()
+        end = TlsEnd(plain, context, host=host)
     except BaseException:
-        wrapped.close()
+        sock.close()
         raise
-    return wrapped
+    try:
+        end.handshake()
+    except BaseException:
+        end.close()
+        raise
+    return end
 
 
 def _status_line(head: bytes, proxy: Proxy) -> tuple[int, str]:

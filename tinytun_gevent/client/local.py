@@ -15,7 +15,8 @@ from gevent import socket, ssl
 from gevent.lock import BoundedSemaphore
 
 from ..errors import LocalServiceError, UnreachableError
-from ..sockets import Socket
+from ..sockets import End, Socket
+from ..tls import TlsEnd
 from .dial import Address, connect, connect_bare, make_context, resolve, shake_hands
 from .target import Target
 from .text import clean, unclutter
@@ -47,7 +48,7 @@ class LocalDialer:
         self._expires: float | None = None if self._addresses else 0.0
         self._resolving = BoundedSemaphore()
 
-    def dial(self) -> Socket:
+    def dial(self) -> Socket | End:
         """A new connection, for ``sockets.end_of``; blocks for at most ``timeout`` seconds.
 
         Raises LocalServiceError, whose text says what is wrong with the service.
@@ -106,7 +107,7 @@ class LocalDialer:
         if self._expires is not None:
             self._expires = 0.0
 
-    def _start_tls(self, sock: socket.socket, context: ssl.SSLContext) -> socket.socket:
+    def _start_tls(self, sock: socket.socket, context: ssl.SSLContext) -> TlsEnd:
         try:
             return shake_hands(sock, context, self.target.host)
         except ssl.SSLCertVerificationError as error:

@@ -16,6 +16,7 @@ from ..errors import (
     TunnelError,
     UnreachableError,
 )
+from ..sockets import End
 from ..wire.handshake import (
     MAX_HEAD,
     MAX_REASON,
@@ -51,7 +52,7 @@ PASSING = frozenset((408, 425, 429))
 
 
 def open_tunnel(
-    sock: socket.socket, request: OpenRequest, wish: str, timeout: float = ANSWER_TIMEOUT
+    sock: socket.socket | End, request: OpenRequest, wish: str, timeout: float = ANSWER_TIMEOUT
 ) -> tuple[OpenReply, bytes]:
     """Send the CONNECT on ``sock``; returns what the server granted and the bytes behind its 101.
 
@@ -140,7 +141,7 @@ def tidy_url(url: str) -> str:
     return url
 
 
-def _reason(sock: socket.socket, refusal: Refusal, rest: bytes) -> str:
+def _reason(sock: socket.socket | End, refusal: Refusal, rest: bytes) -> str:
     """The first line of the refusal's body, or its reason phrase; blocks for `REASON_TIMEOUT`."""
     length = refusal.content_length
     wanted = MAX_REASON if length is None else min(length, MAX_REASON)
@@ -152,7 +153,7 @@ def _reason(sock: socket.socket, refusal: Refusal, rest: bytes) -> str:
     return clean(line)
 
 
-def _read_up_to(sock: socket.socket, body: bytearray, wanted: int) -> None:
+def _read_up_to(sock: socket.socket | End, body: bytearray, wanted: int) -> None:
     """Add to ``body`` until it has ``wanted`` bytes or the peer closes; blocks."""
     try:
         while len(body) < wanted:

@@ -1,4 +1,4 @@
-"""A whole server: its four listening sockets, what serves them, how it starts and stops.
+"""A whole server: its listening sockets, what serves them, how it starts and stops.
 
 `Serving` is a server in the hub that runs it; gunicorn's worker uses it with the master's
 sockets. `TunnelServer` is the same without gunicorn, inside any program.
@@ -28,7 +28,9 @@ from .addresses import bracketed, listen_all, plain
 from .config import ServerConfig, server_url
 from .core import ServerCore
 from .edge import Edge
+from .entrance import Entrance
 from .handover import Predecessor, Successor
+from .https import HttpsPort
 from .leases import Leases
 from .listener import Listener
 from .metadata import MetadataApp
@@ -57,17 +59,13 @@ class Serving:
     def __init__(self, config: ServerConfig, sockets: Sequence[socket.socket]) -> None:
         ports = [int(sock.getsockname()[1]) for sock in sockets]
         #: The configuration with the real ports.
-        self.config = dataclasses.replace(
-            config,
-            metadata_port=ports[0],
-            connection_port=ports[1],
-            proxy_port=ports[2],
-            tcp_proxy_port=ports[3],
-        )
+        self.config = config.with_ports(ports)
         self.core = core = ServerCore(self.config)
-        listener, edge, tcp = Listener(core), Edge(core), TcpFront(core)
+        entrance = Entrance(core)
+        listener, edge, tcp = Listener(core, entrance), Edge(core), TcpFront(core)
         core.fronts = [listener, edge, tcp]
         self._listener, self._edge, self._tcp = listener, edge, tcp
+        self._https = HttpsPort(core, entrance, edge)
         self._following: gevent.Greenlet[[Predecessor], None] | None = None
         self._leases = Leases(core.registry, core.storage, listener.release)
         self._access_log = AccessLog(config.access_log) if config.access_log else None
@@ -81,6 +79,9 @@ class Serving:
             tcp.handle,
         ]
         raw = [False, False, True, True]
+        if config.tls_dir:
+            handlers.append(self._https.handle)
+            raw.append(True)
         self._servers: list[Acceptor] = []
         for sock, handler, is_raw in zip(sockets, handlers, raw, strict=True):
             sock.setblocking(False)
@@ -177,6 +178,7 @@ class Serving:
         if self.core.successor is not None:  # those that are moving count as nothing that runs
             if self._following is not None:
                 self._following.join(max(0.0, deadline - time.monotonic()))
+            self._https.wait_arrived(deadline - time.monotonic())
             self._edge.wait_gone(deadline - time.monotonic())
         metadata.close()
         self._metadata.close()
@@ -282,6 +284,11 @@ class TunnelServer:
     @property
     def tcp_proxy_port(self) -> int:
         return self.config.tcp_proxy_port
+
+    @property
+    def proxy_tls_port(self) -> int:
+        """Nobody listens on it without TLS_DIR."""
+        return self.config.proxy_tls_port
 
     @property
     def metadata_port(self) -> int:

@@ -7,8 +7,8 @@ here needs gevent, so gunicorn's master and ``--check`` can use it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from ..errors import UsageError
@@ -63,6 +63,12 @@ class ServerConfig:
         "TCP_PROXY_PORT", "5556", settings.PORT, "port for TCP behind a PROXY protocol load balancer"
     )
     metadata_port: int = _option("METADATA_PORT", "5553", settings.PORT, "port of the internal metadata API")
+    proxy_tls_port: int = _option(
+        "PROXY_TLS_PORT",
+        "5557",
+        settings.PORT,
+        "port that visitors reach HTTP tunnels on by https, where TLS_DIR is set",
+    )
     bind: str = _option(
         "BIND",
         "[::]",
@@ -83,9 +89,22 @@ class ServerConfig:
     )
     public_url: str = _option(
         "PUBLIC_URL",
-        "http://{name}.{domain}:{port}",
+        "",
         settings.PUBLIC_URL,
-        "how a tunnel's URL is shown: {name}, {domain} and {port} (PROXY_PORT) are filled in",
+        "how a tunnel's URL is shown: {name}, {domain} and {port} are filled in; blank: "
+        "http://{name}.{domain}:{port}, or https where TLS_DIR is set",
+    )
+    tls_dir: str = _option(
+        "TLS_DIR",
+        "",
+        settings.DIRECTORY,
+        "directory with certificates and their keys, in PEM files however deep; blank: no TLS",
+    )
+    connection_tls: str = _option(
+        "CONNECTION_TLS",
+        "accepted",
+        settings.TLS_USE,
+        "TLS on CONNECTION_PORT where TLS_DIR is set: accepted, beside plain clients, or required",
     )
     tcp_ports: range = _option("TCP_PORTS", "20000-60000", settings.RANGE, "ports that TCP tunnels get")
     tcp_listen: bool = _option(
@@ -249,7 +268,10 @@ class ServerConfig:
     def _check_ports(self) -> None:
         """Two listeners on one port are a mistake that ``bind`` would report as another program's."""
         seen: dict[int, str] = {}
-        for name in ("connection_port", "proxy_port", "tcp_proxy_port", "metadata_port"):
+        if self.tls_required and not self.tls_dir:
+            raise UsageError("CONNECTION_TLS=required: needs TLS_DIR; allowed without it: accepted")
+        names = ["connection_port", "proxy_port", "tcp_proxy_port", "metadata_port"]
+        for name in [*names, "proxy_tls_port"] if self.tls_dir else names:
             port = getattr(self, name)
             if port and port in seen:
                 raise UsageError(
@@ -283,16 +305,31 @@ class ServerConfig:
 
     def url_of(self, name: str) -> str:
         """The URL under which visitors reach the HTTP tunnel ``name``."""
-        return fill_url(self.public_url, name, self.base_domains[0], self.proxy_port)
+        scheme = "https" if self.tls_dir else "http"
+        template = self.public_url or scheme + "://{name}.{domain}:{port}"
+        secure = self.tls_dir and template.startswith("https:")
+        port = self.proxy_tls_port if secure else self.proxy_port
+        return fill_url(template, name, self.base_domains[0], port)
+
+    @property
+    def tls_required(self) -> bool:
+        """Whether tunnel clients must speak TLS."""
+        return self.connection_tls == settings.REQUIRED
 
     def listeners(self) -> tuple[tuple[str, str, int], ...]:
-        """``(variable, address, port)`` of the four listening sockets, in the order they are made."""
-        return (
+        """``(variable, address, port)`` of the listening sockets, in the order they are made."""
+        plain = (
             ("METADATA_PORT", self.metadata_bind, self.metadata_port),
             ("CONNECTION_PORT", self.bind, self.connection_port),
             ("PROXY_PORT", self.bind, self.proxy_port),
             ("TCP_PROXY_PORT", self.bind, self.tcp_proxy_port),
         )
+        return (*plain, ("PROXY_TLS_PORT", self.bind, self.proxy_tls_port)) if self.tls_dir else plain
+
+    def with_ports(self, ports: Sequence[int]) -> ServerConfig:
+        """The same with the real ports of those :meth:`listeners`."""
+        fields = [variable.lower() for variable, _, _ in self.listeners()]
+        return replace(self, **dict(zip(fields, ports, strict=True)))  # type: ignore[arg-type]
 
     @property
     def deaf_to_peers(self) -> bool:
@@ -350,7 +387,8 @@ def variables() -> tuple[Variable, ...]:
 def server_url(config: ServerConfig) -> str:
     """What a client on this machine gives as ``--server``: never an all-addresses address."""
     host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(config.bind, config.bind)
-    return f"http://{bracketed(host)}:{config.connection_port}"
+    scheme = "https" if config.tls_required else "http"
+    return f"{scheme}://{bracketed(host)}:{config.connection_port}"
 
 
 def _checked(metadata: Mapping[str, Any], given: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Protocol
 
 import gevent
 from gevent import socket
@@ -14,7 +15,7 @@ from gevent.event import Event
 from ..errors import TryLaterError
 from ..registry import Registry, Tunnel
 from ..shares import Share, Shares
-from ..sockets import End
+from ..sockets import End, end_of
 from ..wire.handshake import OpenRequest
 from ..wire.http1 import HeadLimits
 from ..workers import Workers
@@ -24,12 +25,17 @@ from .budgets import Budgets
 from .config import ServerConfig
 from .connects import Connects
 from .deadlines import Clock
+from .ferry import ferry
 from .handover import Moved, Successor
 from .observed import Observed, log_exchange
 from .peers import Peers
 from .pool import StreamPool
 from .storage import Storage
+from .strangers import Strangers
 from .tally import Refusal, Tally
+
+if TYPE_CHECKING:
+    from .certificates import Certificates
 
 log = logging.getLogger("tinytun_gevent.server")
 
@@ -71,8 +77,12 @@ class ServerCore:
             lease=config.lease_seconds,
         )
         self.peers = Peers(config)
+        #: What is shown to whoever speaks TLS; None where nobody may.
+        self.certificates = _certificates(config)
         #: What is counted, for the operator.
         self.tally = Tally()
+        #: Refuses whoever pretends to be a proxy.
+        self.strangers = Strangers(self.tally)
         self._trusted = config.trusted()
         #: Who may open tunnels.
         self.auth = Auth(config, self.tally, self.is_trusted)
@@ -110,7 +120,10 @@ class ServerCore:
         self.observers: list[Callable[[Observed], None]] = [log_exchange]
 
     def start(self) -> None:
-        """Begins to resolve the peers' names; does not block."""
+        """Reads the certificates, which blocks on the disk, and begins to resolve the peers' names."""
+        if self.certificates is not None:
+            self.certificates.load()
+            self.certificates.start()
         self.peers.start()
         self.clock.watch(self.budgets)
         self.auth.load()
@@ -158,11 +171,22 @@ class ServerCore:
     def move(self, end: End, moved: Moved) -> bool:
         """Lets the successor have a connection, with what was read of it; whether it has it. Blocks.
 
-        ``end`` is closed then. Without a successor, or over TLS, whose state cannot move, it stays here.
+        ``end`` is closed then. TLS has its state in this process, so here its bytes are carried on, until
+        the next answer: the successor closes behind it. Without a successor nothing happens.
         """
-        if self.successor is None or not end.direct or not self.successor.take(end.sock, moved):
+        if self.successor is None:
             return False
-        end.close()
+        if end.movable:
+            if not self.successor.take(end.sock, moved):
+                return False
+            end.close()
+            return True
+        here, there = socket.socketpair()
+        with there:
+            if not self.successor.take(there, replace(moved, last=True)):
+                here.close()
+                return False
+        ferry(end, end_of(here))
         return True
 
     def begin(self) -> None:
@@ -187,6 +211,8 @@ class ServerCore:
             self._quiet.wait(left)
         ended = not self.busy
         self.peers.stop()
+        if self.certificates is not None:
+            self.certificates.stop()
         self.clock.stop()
         for tunnel in list(self.registry.tunnels.values()):
             for session in list(tunnel.sessions):
@@ -212,6 +238,15 @@ class ServerCore:
                 _say_goodbye(tunnel)
             else:
                 gevent.spawn(_part_quietly, tunnel, pool)
+
+
+def _certificates(config: ServerConfig) -> Certificates | None:
+    """What ``TLS_DIR`` has; its reader is imported only where there is one."""
+    if not config.tls_dir:
+        return None
+    from .certificates import Certificates
+
+    return Certificates(config.tls_dir, config.base_domains)
 
 
 def _say_goodbye(tunnel: Tunnel) -> None:

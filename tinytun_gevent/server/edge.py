@@ -7,6 +7,7 @@ his socket by the session's reader (``exchange.py``).
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -29,10 +30,11 @@ from tinytun_gevent.server.observed import Refused
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.routing import find_route
 from tinytun_gevent.server.sending import failure_of
+from tinytun_gevent.server.strangers import REASON
 from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.watch import Watch
-from tinytun_gevent.sockets import Interrupted, Socket, end_of
-from tinytun_gevent.wire import http1
+from tinytun_gevent.sockets import End, Interrupted, Socket, end_of
+from tinytun_gevent.wire import http1, proxyproto
 
 if TYPE_CHECKING:
     from tinytun_gevent.server.core import ServerCore
@@ -57,17 +59,21 @@ class Edge:
 
     def handle(self, sock: Socket, address: tuple[str, int]) -> None:
         """Serves one visitor connection until it ends; closes the socket. Blocks."""
-        connects = self._core.connects
+        connects, port = self._core.connects, self._core.config.proxy_port
         if connects is not None and (wait := connects.admit(plain(address)[0])):
             end = end_of(sock)
             connects.turn_away(end, wait)
             end.close()
             return
-        self._serve(Visitor(self._core, sock, address))
+        self.serve(end_of(sock), Moved(None, address, port, b"", fresh=True))
 
     def go_on(self, sock: Socket, moved: Moved) -> None:
         """As :meth:`handle`, for one that another process has served until now."""
-        self._serve(Visitor(self._core, sock, moved.address, moved))
+        self._serve(Visitor(self._core, end_of(sock), moved, served=not moved.fresh))
+
+    def serve(self, end: End, known: Moved) -> None:
+        """As :meth:`handle`, for one of whom something is known already."""
+        self._serve(Visitor(self._core, end, known))
 
     def _serve(self, visitor: Visitor) -> None:
         self._visitors.add(visitor)
@@ -101,6 +107,7 @@ class Visitor:
         "_core",
         "_ended",
         "_fresh",
+        "_last",
         "_served",
         "_waiting",
         "client",
@@ -114,24 +121,23 @@ class Visitor:
         "sink",
     )
 
-    def __init__(
-        self, core: ServerCore, sock: Socket, address: tuple[str, int], moved: Moved | None = None
-    ) -> None:
-        """``moved`` is what is known of one that another process has served until now."""
-        sockets.tune(sock)
+    def __init__(self, core: ServerCore, end: End, known: Moved, served: bool = False) -> None:
+        """``known`` is what is known of him; ``served``: another process has served him until now."""
+        sockets.tune(end.sock)
         self._core = core
-        self.end = end_of(sock)
-        self.client = plain(address)
+        self.end = end
+        self.client = plain(known.address)
         self.sink = SocketSink(None, self.end)
         self.sink.on_lost = self.lost
         self.sink.on_drained = self._drained
         #: The exchange under way; its answer may still be on the way while the next head is read.
         self.exchange: Exchange | None = None
-        self._buffer = bytearray(moved.early if moved else b"")
+        self._buffer = bytearray(known.early)
         #: Whether a PROXY header may still begin the connection.
-        self._fresh = moved.fresh if moved else True
-        public_port = moved.public_port if moved else core.config.proxy_port
-        forwarding = http1.Forwarding(self.client[0], public_port)
+        self._fresh = known.fresh
+        #: Whether it ends with the next answer.
+        self._last = known.last
+        forwarding = http1.Forwarding(self.client[0], known.public_port, known.proto)
         #: Sends his requests on.
         self.forwarder = Forwarder(core, self.end, self._buffer, forwarding)
         self._waiting: Event | None = None
@@ -145,12 +151,12 @@ class Visitor:
         self.head_since = 0.0
         self.head_patience = core.config.head_timeout
         #: Whether there has been an exchange.
-        self._served = moved is not None and not moved.fresh
+        self._served = served
 
     @property
     def draining(self) -> bool:
-        """Whether this connection must end after the exchange under way, for it cannot move."""
-        return self._core.draining and (self._core.successor is None or not self.end.direct)
+        """Whether this connection must end after the exchange under way."""
+        return self._last or (self._core.draining and self._core.successor is None)
 
     @property
     def request_limits(self) -> http1.HeadLimits:
@@ -183,8 +189,12 @@ class Visitor:
             if not self._move():
                 self.finish()
         except MessageError as error:
+            received = head or self._buffer
+            stray = self._is_stray(received)
             self._wait_exchange()
-            self.refuse(error, accept_of(head or self._buffer))
+            if stray:
+                self._core.strangers.refuse(self.client[0], "proxy")
+            self.refuse(MessageError(REASON) if stray else error, accept_of(received), counts=not stray)
         except (OSError, SessionError):
             self._abandon()
         except ProxyHeaderError:
@@ -197,7 +207,7 @@ class Visitor:
             self.end.close()
 
     def _take_proxy_header(self) -> None:
-        """A trusted proxy may begin with a PROXY header; anybody else's is a malformed request."""
+        """A trusted proxy may begin with a PROXY header; anybody else's is :meth:`_is_stray`."""
         if not self._fresh or not self._core.is_trusted(self.client[0]):
             self._fresh = False
             return
@@ -222,6 +232,8 @@ class Visitor:
             self._take(data)
         while not self._ended:
             if buffer:
+                if self._is_stray(buffer):
+                    raise MessageError(REASON)
                 end = http1.head_end(buffer, 0, searched)
                 if end > limit or (end < 0 and len(buffer) > limit):
                     raise http1.too_large(buffer, limit)
@@ -234,6 +246,13 @@ class Visitor:
                 self.head_since = self.head_since or time.monotonic()
             self._take(self.end.recv(READ_SIZE))
         return None
+
+    def _is_stray(self, received: bytes | bytearray) -> bool:
+        """Whether the connection begins with a PROXY header that nobody may send here.
+
+        Only asked of what is no whole request, so it costs the others nothing.
+        """
+        return not self._served and self.exchange is None and proxyproto.is_surely_proxy(received)
 
     def _take(self, data: bytes) -> None:
         """Keeps what the visitor has sent, unless nothing more will be answered."""
@@ -289,7 +308,12 @@ class Visitor:
             return False
         forwarding = self.forwarder.forwarding
         early = head + bytes(self._buffer)
-        return self._core.move(self.end, Moved(None, self.client, forwarding.port, early, self._fresh))
+        self.since = math.inf  # its idle time is the other process's to count
+        known = Moved(None, self.client, forwarding.port, early, self._fresh, forwarding.proto)
+        if self._core.move(self.end, known):
+            return True
+        self.since = time.monotonic()
+        return False
 
     def _withdraw(self, exchange: Exchange, head: bytes) -> bool:
         """Moves with a request that found no session here, of which nothing has been sent."""
@@ -394,13 +418,17 @@ class Visitor:
         self._waiting.wait()
         self._waiting = None
 
-    def refuse(self, error: MessageError, accept: bytes = b"") -> None:
-        """Answers a request that cannot be understood, and ends the connection."""
+    def refuse(self, error: MessageError, accept: bytes = b"", *, counts: bool = True) -> None:
+        """Answers a request that cannot be understood, and ends the connection.
+
+        ``counts``: whether it is a malformed request, and nothing that is counted already.
+        """
         failure = Failure(error.status, f"Your request was not understood: {error}.")
         if not self.finished:
             since = self.head_since or time.monotonic()
             sent = self.answer(failure, accept, close=True)
-            self._core.tally.refuse(Refusal.REQUEST)
+            if counts:
+                self._core.tally.refuse(Refusal.REQUEST)
             self._core.observe(Refused(self.client[0], failure.request_id, failure.status, sent, since))
             self.finish()
 

@@ -59,6 +59,10 @@ class Moved:
     early: bytes
     #: Whether a PROXY header may still begin his connection.
     fresh: bool = False
+    #: What he speaks there: ``http`` or ``https``.
+    proto: str = "http"
+    #: Whether his connection ends with the next answer: the old process carries its bytes.
+    last: bool = False
 
 
 class Old(Protocol):
@@ -88,6 +92,8 @@ class Successor:
             "public_port": moved.public_port,
             "early": base64.b64encode(moved.early).decode(),
             "fresh": moved.fresh,
+            "proto": moved.proto,
+            "last": moved.last,
         }
         try:
             self._channel.send(message, [sock.fileno()])
@@ -276,7 +282,13 @@ def _record(fields: dict[str, Any]) -> Record:
 def _moved(message: dict[str, Any]) -> Moved:
     address, early = message["address"], base64.b64decode(message["early"])
     return Moved(
-        message["visitor"], (address[0], address[1]), message["public_port"], early, bool(message["fresh"])
+        message["visitor"],
+        (address[0], address[1]),
+        message["public_port"],
+        early,
+        bool(message["fresh"]),
+        str(message.get("proto", "http")),  # a worker that knows no TLS says nothing of it
+        bool(message.get("last")),
     )
 
 

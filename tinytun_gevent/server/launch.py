@@ -51,6 +51,8 @@ def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int
     is taken, with nothing left bound.
     """
     config = ServerConfig.from_environ(os.environ, overrides)
+    if config.tls_dir and not os.access(config.tls_dir, os.R_OK | os.X_OK):
+        raise UsageError(f"TLS_DIR={config.tls_dir}: allowed: a directory that this user may read")
     if config.auth_file:
         tokens.read(config)
     inherited = "GUNICORN_FD" in os.environ  # re-executed by USR2: the old master's sockets come along
@@ -58,7 +60,9 @@ def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int
     if check:
         for sock in sockets:
             sock.close()
-        print("\n".join(filter(None, (config.summary(), "the configuration is valid, its ports are free"))))
+        certificates = report(config) if config.tls_dir else []
+        verdict = "the configuration is valid, its ports are free"
+        print("\n".join(filter(None, (config.summary(), *certificates, verdict))))
         if notice := tokens.notice(config):
             print(notice)
         return 0
@@ -83,6 +87,16 @@ def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int
         if lock is not None:
             os.close(lock)
     return 0
+
+
+def report(config: ServerConfig) -> list[str]:
+    """What ``--check`` says of the certificates. Raises UsageError."""
+    from . import pem  # what it needs is for ``--check`` and the worker only
+
+    try:
+        return pem.report(config.tls_dir, config.base_domains)
+    except OSError as error:
+        raise UsageError(f"TLS_DIR={config.tls_dir}: {error.strerror or error}") from None
 
 
 def default_directory(port: int) -> str:

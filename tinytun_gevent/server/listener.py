@@ -15,19 +15,23 @@ from tinytun_gevent import sockets
 from tinytun_gevent.errors import (
     HandshakeError,
     NameTakenError,
+    ProxyHeaderError,
     RefusedError,
     SessionClosedError,
     SessionError,
     TryLaterError,
 )
 from tinytun_gevent.registry import Registry, Tunnel
+from tinytun_gevent.server import proxied
 from tinytun_gevent.server.account import Account
 from tinytun_gevent.server.addresses import bracketed, plain
+from tinytun_gevent.server.entrance import Entrance, Shaking, say_last
 from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.tcp import TcpPorts
 from tinytun_gevent.session import Session
+from tinytun_gevent.sockets import End, end_of
 from tinytun_gevent.stream import CANCEL, NO_ERROR
-from tinytun_gevent.wire import handshake
+from tinytun_gevent.wire import clienthello, handshake
 from tinytun_gevent.wire.handshake import HealthCheck, Join, Kind, OpenReply, OpenRequest
 
 if TYPE_CHECKING:
@@ -48,15 +52,16 @@ NOT_ALLOWED: Final = "its token does not allow the name any more"
 INADEQUATE_SECURITY: Final = 12
 """The code it is told with (RFC 9113 §7). Its client comes back, and is refused with a reason."""
 
-LAST_WORDS: Final = 2.0
-"""Seconds for a refused client to read why."""
+READ_SIZE: Final = 4096
+"""Bytes read at once of a CONNECT head."""
 
 
 class Listener:
     """Opens tunnels, adds sessions to them, and keeps them registered while one session lives."""
 
-    def __init__(self, core: ServerCore) -> None:
+    def __init__(self, core: ServerCore, entrance: Entrance) -> None:
         self._core = core
+        self._entrance = entrance
         self.ports = TcpPorts(core)
 
     def drain(self) -> None:
@@ -83,22 +88,53 @@ class Listener:
     def handle(self, sock: socket.socket, address: tuple[str, int]) -> None:
         """Serves one connection until it ends; closes the socket. Blocks."""
         caller = plain(address)
+        shaking = Shaking(end_of(sock), self._core.config.handshake_timeout)
+        self._core.clock.watch(shaking)
         try:
-            self._handle(sock, caller)
+            sockets.tune(sock)
+            early, port = bytearray(), self._core.config.connection_port
+            caller, _ = proxied.who_comes(self._core, shaking.end, early, caller, port, "connection")
+            received = self._enter(shaking, bytes(early))
+            if received is not None:
+                self._handle(shaking, received, caller)
+        except ProxyHeaderError as error:
+            log.debug("%s sent a PROXY header: %s", caller[0], error)
         except OSError as error:
-            if isinstance(error, TimeoutError):
+            if shaking.late:
                 self._core.tally.refuse(Refusal.HANDSHAKE)
             log.debug("%s left while opening a tunnel: %s", caller[0], error.strerror or error)
         finally:
-            sock.close()
+            self._core.clock.forget(shaking)
+            shaking.end.close()
 
-    def _handle(self, sock: socket.socket, caller: tuple[str, int]) -> None:
-        sockets.tune(sock)
+    def _enter(self, shaking: Shaking, early: bytes) -> bytes | None:
+        """What came first, through TLS if that began it; None if it was refused, and told so. Blocks.
+
+        ``early`` is what has been read of it, if anything.
+        """
+        early = early or shaking.end.recv(READ_SIZE)
+        offered, required = self._core.certificates is not None, self._core.config.tls_required
+        if early[:1] == clienthello.HELLO:
+            if offered:
+                shaking.end = self._entrance.shake(shaking, early, strict=False)
+                return b""
+            # In the clear: a TLS client then says that this is no TLS, which it would not of an alert.
+            self._core.tally.refuse(Refusal.TLS)
+            say_last(shaking.end, handshake.build_refusal(400, "This port speaks no TLS: use http://"))
+            return None
+        if required:
+            self._core.tally.refuse(Refusal.TLS)
+            say_last(shaking.end, handshake.build_refusal(403, "This port speaks TLS only: use https://"))
+            return None
+        return early
+
+    def _handle(self, shaking: Shaking, early: bytes, caller: tuple[str, int]) -> None:
+        end = shaking.end
         try:
-            head, rest = self._read_head(sock)
+            head, rest = self._read_head(end, early)
             request = handshake.parse_request(head)
             if isinstance(request, HealthCheck):
-                self._say(sock, handshake.build_health())
+                say_last(end, handshake.build_health())
                 return
             account = self._core.authorize(request, caller)
             tunnel = self._find(request, caller, account)
@@ -108,32 +144,22 @@ class Listener:
             fields = {"remote": f"{bracketed(caller[0])}:{caller[1]}", "status": error.status}
             log.info("refused %s: %s", caller[0], error, extra=fields)
             retry = int(error.retry_after or 1) if isinstance(error, TryLaterError) else None
-            self._say(sock, handshake.build_refusal(error.status, str(error), retry))
+            say_last(end, handshake.build_refusal(error.status, str(error), retry))
             return
-        self._serve(sock, rest, tunnel, request)
+        self._core.clock.forget(shaking)
+        self._serve(end, rest, tunnel, request)
 
-    def _read_head(self, sock: socket.socket) -> tuple[bytes, bytes]:
-        """The CONNECT head, and what followed it. Blocks within the handshake's deadline."""
-        deadline = time.monotonic() + self._core.config.handshake_timeout
-        buffer = bytearray()
-        while (end := handshake.head_end(buffer)) < 0:
+    def _read_head(self, end: End, early: bytes) -> tuple[bytes, bytes]:
+        """The CONNECT head, which ``early`` begins, and what followed it. Blocks."""
+        buffer = bytearray(early)
+        while (length := handshake.head_end(buffer)) < 0:
             if len(buffer) > handshake.MAX_HEAD:
                 raise HandshakeError("The request head is too large", 431)
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))
-            data = sock.recv(4096)
+            data = end.recv(READ_SIZE)
             if not data:
                 raise OSError("closed before a whole request head")
             buffer += data
-        return bytes(buffer[:end]), bytes(buffer[end:])
-
-    def _say(self, sock: socket.socket, answer: bytes) -> None:
-        """Sends a last answer and lets it arrive before the socket is closed."""
-        sock.settimeout(LAST_WORDS)
-        sock.sendall(answer)
-        sock.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + LAST_WORDS
-        while time.monotonic() < deadline and sock.recv(4096):
-            pass
+        return bytes(buffer[:length]), bytes(buffer[length:])
 
     # -- the tunnel -----------------------------------------------------------
 
@@ -207,10 +233,10 @@ class Listener:
     def _must_listen(self, kind: Kind) -> bool:
         return kind is Kind.TCP_PORT or (kind is Kind.TCP and self._core.config.tcp_listen)
 
-    def _serve(self, sock: socket.socket, early: bytes, tunnel: Tunnel, request: OpenRequest) -> None:
+    def _serve(self, end: End, early: bytes, tunnel: Tunnel, request: OpenRequest) -> None:
         """Promises a session of the tunnel and keeps it until it ends. Blocks."""
         try:
-            session = self._begin(sock, early, tunnel, request)
+            session = self._begin(end, early, tunnel, request)
         except SessionError as error:
             log.info("a session of tunnel %s for %s did not come up: %s", tunnel.name, tunnel.remote, error)
         else:
@@ -221,16 +247,15 @@ class Listener:
         finally:
             self._settle(tunnel)
 
-    def _begin(self, sock: socket.socket, early: bytes, tunnel: Tunnel, request: OpenRequest) -> Session:
+    def _begin(self, end: End, early: bytes, tunnel: Tunnel, request: OpenRequest) -> Session:
         """A session that has begun and that the tunnel has. Blocks.
 
         Raises :class:`SessionError`, or ``OSError`` from the 101.
         """
         key = tunnel.key
         try:
-            sock.settimeout(self._core.config.handshake_timeout)
-            sock.sendall(handshake.build_reply(_reply(self._core.registry, tunnel, request)))
-            session = Session(sock, opener=True, received=early)
+            end.sendall(handshake.build_reply(_reply(self._core.registry, tunnel, request)))
+            session = Session(end, opener=True, received=early)
             session.on_goaway = lambda session: self._leave(tunnel, session)
             session.on_goaway_sent = self._core.tally.goaway_sent
             session.on_close.append(lambda session: self._ended(tunnel, session))

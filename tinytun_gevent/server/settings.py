@@ -130,6 +130,8 @@ def _read_public_url(text: str) -> str:
     """A template whose every URL has a scheme, a host with the tunnel's name in it, and no path."""
     allowed = "http:// or https:// and a host with {name}, optionally {domain} and {port}, without a path"
     template = text.rstrip("/")
+    if not text:
+        return ""
     if any(item not in _PLACEHOLDERS for item in _PLACEHOLDER.findall(template)):
         raise ValueError(allowed)
     try:
@@ -235,6 +237,15 @@ def _read_directory(text: str) -> str:
     return text
 
 
+REQUIRED: Final = "required"
+
+
+def _read_tls_use(text: str) -> str:
+    if text.lower() not in ("accepted", REQUIRED):
+        raise ValueError("accepted or required")
+    return text.lower()
+
+
 def _read_log_format(text: str) -> str:
     if text.lower() not in ("text", "json"):
         raise ValueError("text or json")
@@ -269,6 +280,7 @@ PUBLIC_URL: Final = Form(_read_public_url)
 PEERS: Final = Form(_read_peers, joined)
 LEVEL: Final = Form(_read_level)
 DIRECTORY: Final = Form(_read_directory)
+TLS_USE: Final = Form(_read_tls_use)
 FILE: Final = DIRECTORY
 PATTERNS: Final = Form(_read_patterns, joined)
 LOG_FORMAT: Final = Form(_read_log_format)

@@ -129,6 +129,8 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
             config.tcp_proxy_port,
             config.metadata_port,
         )
+        if config.tls_dir:
+            log.info("visitors by https on %d", config.proxy_tls_port)
         ready = getattr(self.app, "ready", None)
         if ready is not None:
             ready.tell()

@@ -1,0 +1,251 @@
+"""TLS behind the interface of a plain connection; `test_sockets` has what both do alike."""
+
+from __future__ import annotations
+
+import contextlib
+import socket as native
+from collections.abc import Iterator
+
+import gevent
+import pytest
+import trustme
+from gevent import socket, ssl
+from helpers import MIB, deadline, socket_pair, tls_contexts, tls_ends, tls_pair, wait_until
+
+from tinytun_gevent import sockets, tls
+from tinytun_gevent.sockets import PlainEnd, set_reset
+from tinytun_gevent.tls import TlsEnd
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA(key_type=trustme.KeyType.ECDSA)
+
+
+@pytest.fixture
+def ends(authority: trustme.CA) -> Iterator[tuple[TlsEnd, TlsEnd]]:
+    one, other = tls_ends(authority)
+    yield one, other
+    one.close()
+    other.close()
+
+
+def fill(end: TlsEnd, size: int = 8 * MIB) -> int:
+    """Sends until the kernel takes no more: how many bytes count as sent."""
+    data = bytes(range(256)) * (size // 256)
+    sent = 0
+    while count := end.send_now(memoryview(data)[sent:]):
+        sent += count
+    return sent
+
+
+def test_sending_never_waits_and_what_is_not_taken_is_offered_again(ends: tuple[TlsEnd, TlsEnd]) -> None:
+    end, other = ends
+    data = bytes(range(256)) * (8 * MIB // 256)
+    sent = fill(end)
+    assert 0 < sent < len(data)
+    assert end.send_now(memoryview(data)[sent:]) == 0
+    assert end.sendmsg_now([data[sent : sent + 10], data[sent + 10 :]]) == 0
+    assert len(end._left) <= tls.PIECE + 1024  # what is held here is bounded
+
+    def rest() -> None:
+        end.sendall(memoryview(data)[sent:])
+        end.finish_writing()
+
+    sender = gevent.spawn(rest)
+    got = bytearray()
+    with deadline():
+        while piece := other.recv(65536):
+            got += piece
+        sender.get()
+    assert got == data
+
+
+@pytest.mark.parametrize(
+    "sizes", [[1, 2, 3], [9, 200_000], [70_000, 5, 70_000, 0, 1], [tls.PIECE, tls.PIECE]]
+)
+def test_buffers_leave_in_order(ends: tuple[TlsEnd, TlsEnd], sizes: list[int]) -> None:
+    end, other = ends
+    buffers = [bytes([number]) * size for number, size in enumerate(sizes)]
+    whole, sent = b"".join(buffers), 0
+    got = bytearray()
+    with deadline():
+        while sent < len(whole):
+            rest, skip = [], sent
+            for buffer in buffers:
+                rest.append(buffer[skip:])
+                skip = max(0, skip - len(buffer))
+            sent += end.sendmsg_now([buffer for buffer in rest if buffer])
+            while len(got) < sent:
+                got += other.recv(65536)
+    assert got == whole
+
+
+def test_reading_takes_no_more_than_there_is_room_for(ends: tuple[TlsEnd, TlsEnd]) -> None:
+    """What is decrypted, or about to be, is no secret: whoever waits is told of it."""
+    end, other = ends
+    other.sendall(b"x" * 100_000)
+    view = memoryview(bytearray(1000))
+    got = 0
+    with deadline():
+        while got < 100_000:
+            end.wait_readable()
+            count = end.recv_now(view)
+            assert count <= 1000
+            got += max(count, 0)
+    assert end.recv_now(view) == -1
+    assert not end._held
+
+
+def test_half_a_record_is_nothing_yet(authority: trustme.CA) -> None:
+    one, other = socket_pair()
+    server, client = tls_contexts(authority)
+    end = TlsEnd(PlainEnd(one), server, server_side=True)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    peer = client.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    shaking = gevent.spawn(end.handshake)
+    with deadline():
+        while not shaking.ready():
+            with contextlib.suppress(ssl.SSLWantReadError):
+                peer.do_handshake()
+            if data := outgoing.read():
+                other.sendall(data)
+                gevent.sleep(0)
+            other.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                incoming.write(other.recv(65536))
+            other.setblocking(True)
+            gevent.sleep(0)
+        shaking.get()
+        peer.write(b"whole")
+        record = outgoing.read()
+        other.sendall(record[:7])
+        end.wait_readable()
+        view = memoryview(bytearray(100))
+        assert end.recv_now(view) == -1
+        waiting = gevent.spawn(end.recv, 100)
+        wait_until(lambda: end.awaited)
+        other.sendall(record[7:])
+        assert waiting.get() == b"whole"
+    end.close()
+    other.close()
+
+
+def test_a_half_close_loses_nothing_that_comes_meanwhile(authority: trustme.CA) -> None:
+    for _ in range(10):
+        end, other = tls_pair(authority)
+        sender = gevent.spawn(other.sendall, bytes(2 * MIB))
+        got = len(end.recv(100))
+        end.finish_writing()
+        with deadline():
+            while got < 2 * MIB:
+                piece = end.recv(65536)
+                assert piece, f"ended after {got} bytes"
+                got += len(piece)
+            sender.get()
+            assert other.recv(10) == b""  # our close_notify
+        end.close()
+        other.close()
+
+
+def test_a_half_close_leaves_behind_what_the_kernel_has_no_room_for(authority: trustme.CA) -> None:
+    end, other = tls_ends(authority)
+    while end.send_now(bytes(MIB)):
+        pass
+    end._ahead = 0  # whoever sent it gives up the rest, but not what was begun
+    end.finish_writing()
+    with deadline():
+        while other.recv(65536):
+            pass
+    end.close()
+    other.close()
+
+
+def test_closing_says_close_notify_and_aborting_does_not(authority: trustme.CA) -> None:
+    end, other = tls_pair(authority)
+    end.close()
+    with deadline():
+        assert other.recv(10) == b""
+        assert other.unwrap() is not None  # raises if no close_notify had come
+    other.close()
+    one, two = tls_ends(authority)
+    one.abort()
+    with deadline(), pytest.raises(ConnectionResetError):
+        two.recv(10)
+    two.close()
+
+
+def test_a_fin_without_close_notify_is_an_end_and_a_reset_is_none(authority: trustme.CA) -> None:
+    end, other = tls_pair(authority)
+    other.sendall(b"last")
+    wait_until(lambda: sockets.unread(end.sock) > 0)
+    native.socket.shutdown(other._sock, native.SHUT_WR)  # type: ignore[attr-defined]
+    with deadline():
+        assert end.recv(10) == b"last"
+        assert end.recv(10) == b""
+        assert end.recv(10) == b""
+        set_reset(other)
+        other.close()
+    end.close()
+
+
+def test_broken_records_are_an_error_and_an_alert(authority: trustme.CA) -> None:
+    end, other = tls_pair(authority)
+    raw = socket.socket(fileno=other.detach())
+    raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+    with deadline(), pytest.raises(ssl.SSLError):
+        end.recv(100)
+    raw.settimeout(5)
+    assert raw.recv(100)  # the alert
+    end.close()
+    raw.close()
+
+
+def test_a_session_is_resumed(authority: trustme.CA) -> None:
+    server, client = tls_contexts(authority)
+    session = None
+    for resumed in (False, True):
+        one, other = socket_pair()
+        near = TlsEnd(PlainEnd(one), server, server_side=True)
+        far = TlsEnd(PlainEnd(other), client, host="localhost", session=session)
+        with deadline():
+            gevent.joinall([gevent.spawn(near.handshake), gevent.spawn(far.handshake)], raise_error=True)
+            near.sendall(b"tickets come before this")
+            far.recv(100)
+        assert far.resumed is resumed
+        session = far.session
+        near.close()
+        far.close()
+
+
+def test_a_handshake_that_is_cut_off_is_a_reset(authority: trustme.CA) -> None:
+    one, other = socket_pair()
+    server, _ = tls_contexts(authority)
+    end = TlsEnd(PlainEnd(one), server, server_side=True)
+    other.sendall(b"\x16\x03\x01")
+    other.close()
+    with deadline(), pytest.raises(ConnectionResetError):
+        end.handshake()
+    end.close()
+
+
+def test_what_came_with_the_handshake_is_there(authority: trustme.CA) -> None:
+    """A client's first request is in the segment of its Finished."""
+    one, other = socket_pair()
+    server, client = tls_contexts(authority)
+    plain = PlainEnd(one)
+
+    def visit() -> None:
+        with client.wrap_socket(other, server_hostname="localhost") as sock:
+            sock.sendall(b"first")
+            sock.recv(10)
+
+    visitor = gevent.spawn(visit)
+    with deadline():
+        early = plain.recv(10)
+        end = TlsEnd(plain, server, server_side=True, received=early)
+        end.handshake()
+        assert plain.closed
+        assert end.recv(10) == b"first"
+    end.close()
+    visitor.join(5)

@@ -1,0 +1,240 @@
+"""Certificates and keys in a directory, whoever put them there: found by content, paired by public key.
+
+Names of files mean nothing here, because certbot, Caddy and acme.sh have one custom each. Blocks on the
+disk; no sockets, no gevent: it runs in a thread, and in the command's ``--check``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.x509.oid import NameOID
+
+MOST_FILES: Final = 4096
+"""Files that are looked at: a thousand certificates, with what their makers put beside them."""
+
+DEPTH: Final = 8
+"""Directories below the first one; Caddy's certificates are four deep."""
+
+MOST_BYTES: Final = 256 * 1024
+"""Bytes of a file that may be one of ours; chains have less than 20 KiB."""
+
+_KEY: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
+_CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
+_HOST_NAME: Final = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z")
+
+Signature = Mapping[str, tuple[int, ...]]
+"""The files that there are; what tells of each that it has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A certificate and its key."""
+
+    #: The files that they are in.
+    certificate: str
+    key: str
+    #: What tells this certificate from any other.
+    fingerprint: bytes
+    #: The host names and addresses that it is good for, lower case.
+    names: tuple[str, ...]
+    #: When it begins and ends to be valid, in seconds of Unix time.
+    begins: float
+    expires: float
+    #: Certificates in its file, itself included.
+    chain: int
+    #: Whether a signature with its key takes milliseconds.
+    slow: bool
+
+    @property
+    def title(self) -> str:
+        """Its names, for people."""
+        return ", ".join(self.names) or "no name"
+
+    @property
+    def until(self) -> str:
+        """The day of its end."""
+        return datetime.fromtimestamp(self.expires, UTC).strftime("%Y-%m-%d")
+
+
+@dataclass(slots=True)
+class Contents:
+    """What one file has."""
+
+    certificates: list[x509.Certificate] = field(default_factory=list)
+    #: Public halves of the keys.
+    keys: list[bytes] = field(default_factory=list)
+    #: Why it could not be read, although it looked like one of ours.
+    problem: str = ""
+
+
+class Directory:
+    """A directory with certificates; remembers files that have not changed since they were read."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._known: dict[str, tuple[tuple[int, ...], Contents]] = {}
+
+    def signature(self) -> Signature:
+        """What is there now. Raises ``OSError`` if the directory itself cannot be read."""
+        os.stat(os.path.join(self._path, "."))
+        return dict(_walk(self._path, DEPTH, set(), [MOST_FILES]))
+
+    def read(self, signature: Signature) -> tuple[list[Pair], dict[str, str]]:
+        """The pairs in the files of ``signature``, and the files that are broken, with the reason.
+
+        Of one certificate that is in several files it is the longest chain.
+        """
+        known = {}
+        for path, mark in signature.items():
+            before = self._known.get(path)
+            known[path] = before if before and before[0] == mark else (mark, _read(path))
+        self._known = known
+        contents = {path: content for path, (_, content) in sorted(known.items())}
+        broken = {path: content.problem for path, content in contents.items() if content.problem}
+        return _paired(contents), broken
+
+
+def covers(names: Iterable[str], domain: str) -> bool:
+    """Whether a certificate for ``names`` is good for the tunnels of ``domain``."""
+    return "*." + domain in names
+
+
+def report(path: str, domains: Iterable[str]) -> list[str]:
+    """What ``--check`` says of a directory, line by line. Raises ``OSError`` if it cannot be read."""
+    directory = Directory(path)
+    pairs, broken = directory.read(directory.signature())
+    lines = [f"certificate for {p.title}, until {p.until}: {p.certificate}" for p in pairs]
+    now = time.time()
+    lines += [f"warning: {p.certificate} has expired" for p in pairs if p.expires < now]
+    lines += [f"warning: {file} cannot be used: {reason}" for file, reason in broken.items()]
+    for domain in domains:
+        if not any(covers(pair.names, domain) for pair in pairs):
+            lines.append(f"warning: no certificate is for *.{domain}")
+    return lines
+
+
+def _walk(
+    path: str, depth: int, seen: set[tuple[int, int]], left: list[int]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The files below ``path`` that may be ours, ``left`` at most; through links, but nowhere twice."""
+    try:
+        here = os.stat(path)
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except OSError:
+        return
+    if (here.st_dev, here.st_ino) in seen:
+        return
+    seen.add((here.st_dev, here.st_ino))
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        left[0] -= 1
+        if left[0] < 0:
+            return
+        try:
+            status = entry.stat()
+        except OSError:
+            continue  # a link to nothing
+        if stat.S_ISDIR(status.st_mode):
+            if depth:
+                yield from _walk(entry.path, depth - 1, seen, left)
+        elif stat.S_ISREG(status.st_mode) and 0 < status.st_size <= MOST_BYTES:
+            mark = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+            yield entry.path, mark
+
+
+def _read(path: str) -> Contents:
+    """What is in a file; blank for one that is not about certificates."""
+    contents = Contents()
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        contents.problem = error.strerror or "cannot be read"
+        return contents
+    try:
+        if _CERTIFICATE in data:
+            contents.certificates = x509.load_pem_x509_certificates(data)
+        for block in _KEY.finditer(data):
+            key = load_pem_private_key(block[0] + b"\n", None, unsafe_skip_rsa_key_validation=True)
+            contents.keys.append(_public(key.public_key()))
+        if b"PRIVATE KEY-----" in data and not contents.keys:
+            contents.problem = "its key is not complete"
+        for certificate in contents.certificates[:1]:
+            _public(certificate.public_key())
+            _names(certificate)
+    except TypeError:
+        contents.problem = "its key has a password"
+    except (ValueError, UnsupportedAlgorithm) as error:
+        contents.problem = str(error).partition("\n")[0][:200] or "it is malformed"
+    if contents.problem:
+        contents.certificates, contents.keys = [], []
+    return contents
+
+
+def _paired(contents: Mapping[str, Contents]) -> list[Pair]:
+    keys: dict[bytes, list[str]] = {}
+    for path, content in contents.items():
+        for public in content.keys:
+            keys.setdefault(public, []).append(path)
+    found: dict[bytes, Pair] = {}
+    for path, content in contents.items():
+        if not content.certificates:
+            continue
+        first = content.certificates[0]
+        holders = keys.get(_public(first.public_key()))
+        if not holders:
+            continue
+        beside = [holder for holder in holders if os.path.dirname(holder) == os.path.dirname(path)]
+        pair = _pair(path, (beside or holders)[0], first, len(content.certificates))
+        known = found.get(pair.fingerprint)
+        if known is None or pair.chain > known.chain:
+            found[pair.fingerprint] = pair
+    return list(found.values())
+
+
+def _pair(path: str, key: str, certificate: x509.Certificate, chain: int) -> Pair:
+    return Pair(
+        certificate=path,
+        key=key,
+        fingerprint=certificate.fingerprint(hashes.SHA256()),
+        names=_names(certificate),
+        begins=certificate.not_valid_before_utc.timestamp(),
+        expires=certificate.not_valid_after_utc.timestamp(),
+        chain=chain,
+        slow=getattr(certificate.public_key(), "key_size", 0) > 2048,
+    )
+
+
+def _public(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _names(certificate: x509.Certificate) -> tuple[str, ...]:
+    """Its alternative names; its common name where it has none, as old ones do."""
+    found: list[str] = []
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        pass
+    else:
+        found += names.get_values_for_type(x509.DNSName)
+        found += [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    if not found:
+        common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        found = [str(attribute.value) for attribute in common]
+    lower = (name.lower().rstrip(".") for name in found)
+    return tuple(dict.fromkeys(name for name in lower if ":" in name or _HOST_NAME.match(name)))
