@@ -63,6 +63,7 @@ setup(
         "hpack>=4.2,<5",
         "httptools>=0.9,<1",
         "hyperframe>=6.1,<7",
+        "msgspec>=0.21,<1",
         "rich>=13",
     ],
     extras_require={

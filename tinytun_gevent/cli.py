@@ -7,6 +7,7 @@ gunicorn's master must not.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -66,10 +67,27 @@ The server of tinytun: gives tunnel clients a public URL or port.
 
 Usage:
   tinytun-server [options]
+  tinytun-server token new --label NAME [--names LIST] [--reserve LIST] [--ports LIST]
+                           [--reserve-ports LIST] [--expires WHEN] [options]
+  tinytun-server token list [options]
+  tinytun-server token revoke <which> [options]
   tinytun-server (-h | --help | -V | --version)
 
 Every option is also an environment variable of the same name, such as PROXY_PORT for --proxy-port;
 the option wins.
+
+Tokens, which AUTH_FILE or --auth-file has the hashes of:
+  token new     make one, print it on standard output this once, and add its hash to the file
+  token list    show whose there are, and what they may have
+  token revoke  remove the one that <which> means: its label, or the beginning of its hash
+
+Token options:
+  --label NAME                    whose it is
+  --names LIST                    subdomains it is confined to, comma-separated; * stands for any characters
+  --reserve LIST                  subdomains that only it may have, likewise
+  --ports LIST                    ports that it is confined to: 20000-20010 or single ones, comma-separated
+  --reserve-ports LIST            ports that only it may have, likewise
+  --expires WHEN                  when it ends: 2030-12-31, 2030-12-31T18:00:00Z, or 12h or 90d from now
 
 Options:
   --connection-port PORT          port that tunnel clients connect to (default: 5554)
@@ -92,6 +110,10 @@ Options:
   --peers LIST                    the other nodes: a DNS name or a list of
                                   host[:metadata_port[:proxy_port[:tcp_proxy_port]]] (none by default)
   --metadata-hosts LIST           further names that the metadata API answers to (none by default)
+  --auth-file FILE                a file with the tokens that clients must show (tinytun-server token new
+                                  makes one); without it anybody may open tunnels (none by default)
+  --reserved-names LIST           subdomains that nobody gets, comma-separated; * stands for any characters
+                                  (none by default)
   --log-level LEVEL               off, error, warn, info, debug or trace; RUST_LOG is understood as well
                                   (default: info)
   --head-bytes N                  longest request head, in bytes (431 beyond it) (default: 16384)
@@ -161,6 +183,10 @@ def server() -> NoReturn:
     arguments = parse("tinytun-server", SERVER, argv)
 
     def run() -> int:
+        if arguments["token"]:
+            from .server import token_command
+
+            return token_command.run(arguments, os.environ)
         from .server.launch import main
 
         return main(server_overrides(arguments), check=arguments["--check"])
@@ -215,18 +241,36 @@ def what_is_wrong(doc: str, argv: Sequence[str], docopt_says: str) -> str:
 
 def _wrong_words(words: Sequence[str], commands: Sequence[str]) -> str:
     """What is wrong with the words beside the options."""
-    if not commands:
-        return f"{words[0]!r} is not expected" if words else "these options do not go together"
+    if not commands or commands[0] == "token":
+        return _wrong_token_words(words)
     if not words:
         return "say what to open, for example: tinytun http 3000"
     if words[0] not in commands:
         return f"{words[0]!r} is not one of {', '.join(commands)}"
-    expected = 1 if words[0] == "demo" else 2
+    expected = 2 if words[0] in ("http", "tcp") else 1
     if len(words) < expected:
         return f"the target is missing, for example: tinytun {words[0]} 3000"
     if len(words) > expected:
         return f"{words[expected]!r} is not expected"
     return f"these options do not go with {words[0]}"
+
+
+def _wrong_token_words(words: Sequence[str]) -> str:
+    """The same for the server, whose only command is token."""
+    if words and words[0] != "token":
+        return f"{words[0]!r} is not expected"
+    if not words:
+        return "these options do not go together"
+    expected = {"new": 2, "list": 2, "revoke": 3}.get(words[1] if len(words) > 1 else "", 0)
+    if not expected:
+        return "say token new, token list or token revoke"
+    if len(words) > expected:
+        return f"{words[expected]!r} is not expected"
+    if len(words) < expected:
+        return "say which token: its label, or the beginning of its hash"
+    return (
+        "token new needs --label" if words[1] == "new" else f"these options do not go with token {words[1]}"
+    )
 
 
 def _answer_at_once(program: str, doc: str, argv: Sequence[str]) -> None:

@@ -191,7 +191,12 @@ class TunnelServer:
     def _start(self) -> None:
         native = listen_all(self.config.listeners(), self.config.backlog)
         sockets = [socket.socket(sock.family, sock.type, sock.proto, sock.detach()) for sock in native]
-        serving = Serving(self.config, sockets)
+        try:
+            serving = Serving(self.config, sockets)
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
         serving.start()
         self._serving, self.config = serving, serving.config
 

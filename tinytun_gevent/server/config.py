@@ -101,6 +101,19 @@ class ServerConfig:
     metadata_hosts: tuple[str, ...] = _option(
         "METADATA_HOSTS", "", settings.HOST_NAMES, "further names that the metadata API answers to"
     )
+    auth_file: str = _option(
+        "AUTH_FILE",
+        "",
+        settings.FILE,
+        "a file with the tokens that clients must show (tinytun-server token new makes one); without it "
+        "anybody may open tunnels",
+    )
+    reserved_names: tuple[str, ...] = _option(
+        "RESERVED_NAMES",
+        "",
+        settings.PATTERNS,
+        "subdomains that nobody gets, comma-separated; * stands for any characters",
+    )
     log_level: str = _option(
         "LOG_LEVEL",
         "info",

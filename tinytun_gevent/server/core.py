@@ -17,7 +17,8 @@ from ..sockets import End
 from ..wire.handshake import OpenRequest
 from ..wire.http1 import HeadLimits
 from ..workers import Workers
-from .account import ANYBODY, Account
+from .account import Account
+from .auth import Gate
 from .config import ServerConfig
 from .deadlines import Clock
 from .handover import Moved, Successor
@@ -82,6 +83,8 @@ class ServerCore:
         #: What is counted, for the operator.
         self.tally = Tally()
         self._trusted = config.trusted()
+        #: Who may open tunnels, and under which names.
+        self.gate = Gate(config, self.registry, self.tally, self.is_trusted)
         self.request_limits = HeadLimits(config.head_bytes, config.head_fields)
         self.answer_limits = HeadLimits(config.answer_head_bytes, config.answer_head_fields)
         #: Whether the server is stopping: no new tunnels, no further request on a connection.
@@ -103,6 +106,7 @@ class ServerCore:
     def start(self) -> None:
         """Begins to resolve the peers' names; does not block."""
         self.peers.start()
+        self.clock.watch(self.gate)
         if self.config.deaf_to_peers:
             log.warning(
                 "PEERS is set, but METADATA_BIND is a loopback address: no other node can ask this one"
@@ -111,13 +115,12 @@ class ServerCore:
     def authorize(self, request: OpenRequest, address: tuple[str, int]) -> Account:
         """The one place that decides whether ``request`` from ``address`` may open a tunnel.
 
-        Returns who opens it, or raises RefusedError, whose status and text answer the CONNECT. Today
-        everybody may, and is nobody in particular, unless the server is stopping.
+        Returns who opens it, or raises RefusedError, whose status and text answer the CONNECT.
         """
         if self.draining:
             self.tally.refuse(Refusal.SERVER)
             raise TryLaterError("This server is restarting", 503, RETRY_AFTER)
-        return ANYBODY
+        return self.gate.admit(request, address[0])
 
     def observe(self, exchange: Observed) -> None:
         """The one place that every finished exchange passes; never raises, must not block."""

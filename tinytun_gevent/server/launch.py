@@ -29,6 +29,7 @@ from ..lines import line_handler
 from .addresses import listen_all
 from .config import ServerConfig
 from .logs import DATE_FORMAT, FORMAT
+from .tokens import open_to_all, read_tokens
 
 BOOT_TIMEOUT: Final = 10.0
 """Seconds for a new worker to serve; importing takes about half of one."""
@@ -50,12 +51,15 @@ def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int
     is taken, with nothing left bound.
     """
     config = ServerConfig.from_environ(os.environ, overrides)
+    if config.auth_file:
+        read_tokens(config.auth_file)
     inherited = "GUNICORN_FD" in os.environ  # re-executed by USR2: the old master's sockets come along
     sockets = [] if inherited else listen_all(config.listeners(), config.backlog)
     if check:
         for sock in sockets:
             sock.close()
-        print("\n".join(filter(None, (config.summary(), "the configuration is valid, its ports are free"))))
+        lines = config.summary(), open_to_all(config), "the configuration is valid, its ports are free"
+        print("\n".join(filter(None, lines)))
         return 0
     raise_file_limit()
     port = sockets[1].getsockname()[1] if sockets else config.connection_port

@@ -25,7 +25,7 @@ from tinytun_gevent.server.account import Account
 from tinytun_gevent.server.addresses import bracketed, plain
 from tinytun_gevent.server.tcp import TcpPorts
 from tinytun_gevent.session import Session
-from tinytun_gevent.stream import CANCEL, NO_ERROR
+from tinytun_gevent.stream import CANCEL, NO_ERROR, REFUSED_STREAM
 from tinytun_gevent.wire import handshake
 from tinytun_gevent.wire.handshake import HealthCheck, Join, Kind, OpenReply, OpenRequest
 
@@ -40,6 +40,9 @@ PORT_TRIES: Final = 64
 REPLACED: Final = "replaced"
 """What a session is told whose tunnel its owner has opened anew."""
 
+FORBIDDEN: Final = REFUSED_STREAM
+"""The code of the GOAWAY that tells a session why its client is not wanted any more."""
+
 LAST_WORDS: Final = 2.0
 """Seconds for a refused client to read why."""
 
@@ -50,6 +53,7 @@ class Listener:
     def __init__(self, core: ServerCore) -> None:
         self._core = core
         self.ports = TcpPorts(core)
+        core.gate.end = self.end
 
     def drain(self) -> None:
         self.ports.drain()
@@ -63,6 +67,7 @@ class Listener:
         left = dict(ports)
         for tunnel in tunnels:
             self._core.pool_of(tunnel).expect()
+            tunnel.account = self._core.gate.account_of(tunnel.opener)
             if isinstance(tunnel.name, int) and self._must_listen(tunnel.kind):
                 try:
                     self.ports.listen(tunnel, left.pop(tunnel.name, None))
@@ -90,7 +95,9 @@ class Listener:
                 self._say(sock, handshake.build_health())
                 return
             account = self._core.authorize(request, caller)
-            tunnel = self._join(request.join) if request.join else self._claim(request, caller, account)
+            tunnel = (
+                self._join(request.join, account) if request.join else self._claim(request, caller, account)
+            )
         except (HandshakeError, RefusedError) as error:
             log.info("refused %s: %s", caller[0], error)
             retry = int(error.retry_after or 1) if isinstance(error, TryLaterError) else None
@@ -138,6 +145,7 @@ class Listener:
                 remote=f"{bracketed(caller[0])}:{caller[1]}",
                 opener=account.id,
                 resume=request.resume,
+                permit=self._core.gate.permit(account),
             )
             try:
                 if self._must_listen(request.kind):
@@ -158,7 +166,7 @@ class Listener:
     def _withdraw(self, tunnel: Tunnel, request: OpenRequest) -> None:
         """A claim has failed: its owner keeps what he had, a lease or sessions; anybody else had nothing."""
         tunnel.promised -= 1
-        leased = tunnel.leased_until is not None and request.resume
+        leased = tunnel.leased_until is not None and (request.resume or tunnel.opener)
         if not leased and not tunnel.sessions and not tunnel.promised:
             self.release(tunnel)
 
@@ -171,9 +179,9 @@ class Listener:
             self._part(tunnel, session)
             session.close(SessionClosedError(REPLACED), CANCEL)
 
-    def _join(self, join: Join) -> Tunnel:
+    def _join(self, join: Join, account: Account) -> Tunnel:
         """The tunnel that another session is added to, with a place kept for it."""
-        return self._core.registry.join(join.connection_id, join.key)
+        return self._core.registry.join(join.connection_id, join.key, account.id)
 
     def _must_listen(self, kind: Kind) -> bool:
         return kind is Kind.TCP_PORT or (kind is Kind.TCP and self._core.config.tcp_listen)
@@ -275,6 +283,13 @@ class Listener:
         elif tunnel.leased_until is None:
             registry.lease(tunnel, time.monotonic())
             self._core.pool_of(tunnel).expect()
+
+    def end(self, tunnel: Tunnel, reason: str) -> None:
+        """Ends a tunnel whose opener may not have it any more; each of its sessions is told the reason."""
+        log.info("tunnel %s is ended: %s", tunnel.name, reason)
+        self.release(tunnel)
+        for session in list(tunnel.sessions):
+            session.close(SessionClosedError(reason), FORBIDDEN)
 
     def release(self, tunnel: Tunnel) -> None:
         """Frees the name at once; whoever waits for a session is told that none comes."""

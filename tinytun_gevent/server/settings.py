@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from .addresses import Network, bracketed, canonical, parse_network
+from .patterns import check_pattern
 
 _LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\Z")
@@ -234,6 +235,16 @@ def _read_directory(text: str) -> str:
     return text
 
 
+def _read_patterns(text: str) -> tuple[str, ...]:
+    def pattern(item: str) -> str:
+        try:
+            return check_pattern(item)
+        except ValueError as error:
+            raise ValueError(f"names of {error}, not {item!r}") from None
+
+    return tuple(dict.fromkeys(map(pattern, _items(text))))
+
+
 SWITCH: Final = Form(_read_switch, lambda value: "on" if value else "off")
 PORT: Final = Form(_read_port)
 ADDRESS: Final = Form(_read_address, bracketed)
@@ -245,4 +256,6 @@ PUBLIC_URL: Final = Form(_read_public_url)
 PEERS: Final = Form(_read_peers, joined)
 LEVEL: Final = Form(_read_level)
 DIRECTORY: Final = Form(_read_directory)
+FILE: Final = Form(_read_directory)
+PATTERNS: Final = Form(_read_patterns, joined)
 RUST_LOG: Final = Form(_read_rust_log)

@@ -24,6 +24,7 @@ from . import logs
 from .app import Serving
 from .config import ServerConfig
 from .handover import Handover, Predecessor, Successor, take_over
+from .tokens import open_to_all
 
 log = logging.getLogger("tinytun_gevent.server")
 
@@ -68,6 +69,8 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         self._offer()
         if predecessor is not None:
             self._welcome(predecessor)
+        elif warning := open_to_all(self._config):
+            log.warning("%s", warning)
         self._announce()
         while self.alive:
             self.notify()
