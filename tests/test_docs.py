@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tinytun_gevent import __version__, cli, errors
-from tinytun_gevent.client import command, state
+from tinytun_gevent.client import command, credentials, state
 from tinytun_gevent.client import config as client_config
 from tinytun_gevent.server import config as server_config
 
@@ -80,7 +80,7 @@ def test_the_client_defaults_are_those_of_the_config() -> None:
 
 def test_each_client_option_is_a_parameter_of_the_config_or_of_the_command() -> None:
     flags = {re.findall(r"--[\w-]+", text)[0] for text, _, _ in docopt_options(cli.CLIENT)}
-    of_the_command = {"--target", "--quiet", "--log-level", "--debug", "--help", "--version"}
+    of_the_command = {"--all", "--target", "--quiet", "--log-level", "--debug", "--help", "--version"}
     names = set(inspect.signature(client_config.make_config).parameters) - {"target", "kind", "environ"}
     assert flags - of_the_command == {"--" + name.replace("_", "-") for name in names}
 
@@ -90,6 +90,7 @@ def test_the_client_variables_are_in_the_readme() -> None:
     variables = re.findall(r"(?m)^  ([A-Z_]+)  ", section)
     assert variables == [
         client_config.SERVER_VARIABLE,
+        credentials.TOKEN_VARIABLE,
         state.DIRECTORY_VARIABLE,
         "HTTPS_PROXY",
         "NO_PROXY",
@@ -163,10 +164,12 @@ def test_every_command_in_the_readme_is_understood() -> None:
         environ = dict(word.split("=", 1) for word in words[:start])
         if words[start] == "tinytun":
             arguments = cli.parse("tinytun", cli.CLIENT, words[start + 1 :])
-            client_config.config_from_arguments(arguments, environ)
+            if not arguments["login"] and not arguments["logout"]:
+                client_config.config_from_arguments(arguments, environ)
         else:
             arguments = cli.parse("tinytun-server", cli.SERVER, words[start + 1 :])
-            server_config.ServerConfig.from_environ(environ, cli.server_overrides(arguments))
+            if not arguments["token"]:
+                server_config.ServerConfig.from_environ(environ, cli.server_overrides(arguments))
 
 
 def test_the_library_example_runs(tmp_path: Path) -> None:

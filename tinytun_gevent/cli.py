@@ -22,6 +22,8 @@ Usage:
   tinytun http <target> [-s NAME] [-c N] [--sessions N] [--host-header VALUE] [options]
   tinytun tcp <target> [-p PORT] [-c N] [--sessions N] [options]
   tinytun demo [--target TARGET] [options]
+  tinytun login [options]
+  tinytun logout [--all] [options]
   tinytun (-h | --help | -V | --version)
 
 What to open:
@@ -29,6 +31,10 @@ What to open:
   http      a web server; the URL is the only thing on standard output
   tcp       anything else that speaks TCP
   demo      a server, a small page and a tunnel to it, all on this computer
+
+Who you are, to a server that asks:
+  login     enter the token for a server (--server), which is kept for the commands to come
+  logout    forget it
 
 Options:
   -s NAME, --subdomain NAME  Subdomain to use (HTTP tunnels); a random one if absent
@@ -40,12 +46,15 @@ Options:
   --server URL               Server to use: https://HOST[:PORT], http://HOST[:PORT] (not encrypted)
                              or HOST[:PORT] (https, port 5554); default: https://tinytun.com:5554
   --ca FILE                  Trust the certificates in this PEM file instead of the system's
-  --insecure                 Do not check the server's certificate
+  --insecure                 Do not check the server's certificate, and send a token over http:// as well
+  --token TOKEN              Token for the server; --token-file, TINYTUN_TOKEN and login hide it better
+  --token-file FILE          File whose only line is the token
   --proxy URL                HTTP proxy to reach the server through: http://[USER:PASSWORD@]HOST[:PORT]
   --connect-timeout SECONDS  Give up after so long without a connection; never if absent
   --verify-target WHEN       Check the certificate of an https target: always, never, or auto: not
                              if it is on this computer [default: auto]
   --target TARGET            Local service for the demo, instead of its own page
+  --all                      Forget the tokens of all servers
   -q, --quiet                Only warnings and errors on standard error
   --log-level LEVEL          debug (every request), info, warning or error [default: info]
   --debug                    Log everything, and show the stack of an error
@@ -54,6 +63,7 @@ Options:
 
 Environment:
   TINYTUN_SERVER_URL         As --server, which wins
+  TINYTUN_TOKEN              As --token and --token-file, which win
   TINYTUN_STATE_DIR          Where it is kept that a name is yours, instead of the system's usual place
   HTTPS_PROXY                As --proxy, which wins
   NO_PROXY                   Servers that are reached without HTTPS_PROXY: names, addresses, CIDRs or *

@@ -102,6 +102,8 @@ class Session:
         self.goaway_received = False
         #: What it said of the reason (RFC 9113 §7).
         self.goaway_code = NO_ERROR
+        #: What it says about why, as it came.
+        self.goaway_reason = b""
         self.goaway_sent = False
         #: How many streams the peer takes at once.
         self.peer_max_streams = 0
