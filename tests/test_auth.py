@@ -259,7 +259,7 @@ def test_an_edit_that_makes_no_sense_changes_nothing_and_is_told_once(
         assert knock(server, ALICE).status == 101
         file.entries[BOB] = ""
         file.remove(ALICE)
-        eventually(lambda: "1 tokens are in force" in told()[-1])
+        eventually(lambda: "tokens in force: 1" in told()[-1])
     assert reason(server, ALICE)[0] == 401
 
 

@@ -235,7 +235,7 @@ def what_is_wrong(doc: str, argv: Sequence[str], docopt_says: str) -> str:
     rest = iter(argv)
     for word in rest:
         if not word.startswith("-") or word == "-":
-            words.append(word)
+            words.append("tt_…" if word.startswith("tt_") else word)  # a token in a wrong place
             continue
         name, equals, _ = word.partition("=")
         name = name if word.startswith("--") else shorts.get(word[:2], word[:2])

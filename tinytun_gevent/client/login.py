@@ -18,11 +18,11 @@ def login(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> int:
 
     Returns the exit code; raises UsageError.
     """
-    logins, server = _logins(environ), server_address(arguments["--server"], environ).authority
     if arguments["--token"] is not None or arguments["--token-file"] is not None:
         raise UsageError(
-            "login asks for the token; where there is no terminal it reads it from standard input"
+            "login asks for the token, or reads it from standard input if that is no terminal"
         )
+    logins, server = _logins(environ), server_address(arguments["--server"], environ).authority
     if sys.stdin is not None and sys.stdin.isatty():
         text = getpass.getpass(f"Token for {server}: ", stream=sys.stderr)
     else:
@@ -48,7 +48,7 @@ def _logins(environ: Mapping[str, str]) -> Logins:
     directory = config_directory(environ)
     if directory is None:
         raise UsageError(
-            "the environment does not say where your settings are kept: set HOME or XDG_CONFIG_HOME"
+            "there is no place for your settings: set HOME or XDG_CONFIG_HOME"
         )
     return Logins(directory)
 

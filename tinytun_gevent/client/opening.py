@@ -43,7 +43,7 @@ FINAL = frozenset((400, 401, 403))
 #: What to do about a refusal, with the server's address in it.
 HINTS = {
     401: "; 'tinytun login --server {}' enters a token for it",
-    403: "; whoever runs the server can allow it for this token",
+    403: "; whoever runs the server can allow it",
 }
 
 #: Statuses below 500 that pass by themselves (RFC 9110 §15.5.9, RFC 6585 §4, RFC 8470 §5.2).

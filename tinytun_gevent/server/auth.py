@@ -23,7 +23,7 @@ from .tokens import Rules, Token, TokenPermit, read_tokens
 
 log = logging.getLogger("tinytun_gevent.server")
 
-NO_TOKEN: Final = "This server asks for a token: get one from who runs it, then 'tinytun login'"
+NO_TOKEN: Final = "This server asks for a token; whoever runs it can give you one"
 WRONG_TOKEN: Final = "This token is not known here; it may have been revoked"
 EXPIRED: Final = "This token has expired"
 REVOKED: Final = "the token was revoked"
@@ -156,8 +156,8 @@ class Gate:
             log.error("%s; the tokens that were read before stay in force", error)
         else:
             self._rules = Rules(tokens, self._reserved)
-            self._review_at = 0.0
-            log.info("AUTH_FILE=%s: %d tokens are in force", self._path, len(tokens))
+            log.info("AUTH_FILE=%s: tokens in force: %d", self._path, len(tokens))
+            self._review()
         finally:
             self._reading = None
 

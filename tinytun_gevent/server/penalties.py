@@ -19,7 +19,7 @@ MISSING: Final = 1.0
 """Seconds for none at all, or one that has expired: nothing was guessed, but it should not go on for ever."""
 
 THRESHOLD: Final = 12.0
-"""Seconds that must have come together before an address is turned away: three wrong tokens within 3 s do it."""
+"""Seconds that must have come together before an address is turned away: three wrong tokens in 3 s do it."""
 
 MAXIMUM: Final = 600.0
 """Seconds to which they add up at most, as in sshd: who has mended his mistake is not shut out for a day."""
