@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,16 @@ def test_what_is_not_said_is_as_the_server_has_it() -> None:
     (token,) = parse_tokens(text.encode(), Limits(tunnels=7), Limits(rate=9, visitors=8))
     assert token.limits == Limits(tunnels=7)
     assert token.each == Limits(rate=0, visitors=8)
+
+
+def test_the_example_in_the_readme_is_one() -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"(?s)```toml\n(.*?)```", readme)
+    (token,) = parse_tokens(example.encode())
+    assert token.reserve == ("shop", "shop-*")
+    assert token.limits.tunnels == 5
+    keys = set(re.findall(r"(?m)^(\w+) =", example))
+    assert keys == {field.name for field in dataclasses.fields(Token)}
 
 
 @pytest.mark.parametrize(
@@ -220,8 +232,6 @@ def test_reserved_by_the_server_beats_reserved_for_a_token() -> None:
     ],
 )
 def test_names_for_who_asks_for_none(lines: str, pattern: str) -> None:
-    import re
-
     (token,) = many(lines)
     offered = list(itertools.islice(TokenPermit(Rules([token]), token).names(), 20))
     assert all(re.fullmatch(pattern, name) for name in offered)
