@@ -85,8 +85,11 @@ print("gevent" in sys.modules, sorted(m for m in sys.modules if m.startswith("ti
     expected = [
         "errors",
         "lines",
+        "names",
         "server",
-        *(f"server.{n}" for n in ("addresses", "config", "launch", "logs", "settings")),
+        *(f"server.{n}" for n in ("addresses", "config", "launch", "logs", "patterns", "settings")),
+        "wire",
+        "wire.handshake",
     ]
     assert done.stdout.strip() == f"False {[f'tinytun_gevent.{name}' for name in expected]}"
 
@@ -129,8 +132,9 @@ def test_the_log_is_calm() -> None:
         server.process.terminate()
         assert server.wait() == 0
         messages = [line.split(maxsplit=3)[3] for line in server.lines]
-        assert len(messages) == 3
-        assert messages[1:] == ["stopping: idle", "stopped"]
+        assert len(messages) == 4
+        assert "anybody who reaches the port for clients" in messages[0]
+        assert messages[2:] == ["stopping: idle", "stopped"]
 
 
 def test_rust_log_makes_it_quiet_or_talkative() -> None:

@@ -151,15 +151,22 @@ class Gate:
     def _reload(self) -> None:
         """The greenlet that reads a file that has changed, in a thread."""
         try:
-            tokens = gevent.get_hub().threadpool.apply(self._read)
-        except UsageError as error:
-            log.error("%s; the tokens that were read before stay in force", error)
-        else:
-            self._rules = Rules(tokens, self._reserved)
-            log.info("AUTH_FILE=%s: tokens in force: %d", self._path, len(tokens))
-            self._review()
+            tokens = gevent.get_hub().threadpool.apply(self._try_to_read)
         finally:
             self._reading = None
+        if isinstance(tokens, UsageError):
+            log.error("%s; the tokens that were read before stay in force", tokens)
+            return
+        self._rules = Rules(tokens, self._reserved)
+        log.info("AUTH_FILE=%s: tokens in force: %d", self._path, len(tokens))
+        self._review()
+
+    def _try_to_read(self) -> tuple[Token, ...] | UsageError:
+        """As `_read`, but an error is returned: one that leaves a thread is printed with its stack."""
+        try:
+            return self._read()
+        except UsageError as error:
+            return error
 
     def _review(self) -> None:
         """Ends what may not go on, and lets the rest have what the file says now."""

@@ -301,6 +301,16 @@ def server_url(config: ServerConfig) -> str:
     return f"http://{bracketed(host)}:{config.connection_port}"
 
 
+def open_to_all(config: ServerConfig) -> str:
+    """What to tell the operator of a server that asks nobody for a token; empty if it does."""
+    if config.auth_file:
+        return ""
+    return (
+        "anybody who reaches the port for clients can open tunnels; AUTH_FILE=/etc/tinytun/tokens.toml would "
+        "ask for tokens, and 'tinytun-server token new --label NAME' makes them"
+    )
+
+
 def _checked(metadata: Mapping[str, Any], given: Any) -> Any:
     """``given``, as text or as a value, through the same check."""
     form: Form = metadata["form"]

@@ -27,9 +27,8 @@ from gunicorn.workers.base import Worker
 from ..errors import UsageError
 from ..lines import line_handler
 from .addresses import listen_all
-from .config import ServerConfig
+from .config import ServerConfig, open_to_all
 from .logs import DATE_FORMAT, FORMAT
-from .tokens import open_to_all, read_tokens
 
 BOOT_TIMEOUT: Final = 10.0
 """Seconds for a new worker to serve; importing takes about half of one."""
@@ -52,6 +51,8 @@ def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int
     """
     config = ServerConfig.from_environ(os.environ, overrides)
     if config.auth_file:
+        from .tokens import read_tokens
+
         read_tokens(config.auth_file)
     inherited = "GUNICORN_FD" in os.environ  # re-executed by USR2: the old master's sockets come along
     sockets = [] if inherited else listen_all(config.listeners(), config.backlog)

@@ -21,7 +21,6 @@ from ..errors import UsageError
 from ..registry import Permit
 from . import patterns
 from .account import Account, Limits
-from .config import ServerConfig
 
 MAX_FILE: Final = 4 * 1024 * 1024
 """Bytes of the file: room for 10,000 tokens that list some names each."""
@@ -177,16 +176,6 @@ def check_label(text: str) -> str:
     if not text.isprintable() or text != text.strip() or not 1 <= len(text) <= 64:
         raise ValueError("1 to 64 characters that can be printed, without a space at either end")
     return text
-
-
-def open_to_all(config: ServerConfig) -> str:
-    """What to tell the operator of a server that asks nobody for a token; empty if it does."""
-    if config.auth_file:
-        return ""
-    return (
-        "anybody who reaches the port for clients can open tunnels; AUTH_FILE=/etc/tinytun/tokens.toml would "
-        "ask for tokens, and 'tinytun-server token new --label NAME' makes them"
-    )
 
 
 class Rules:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Mapping
 from types import FrameType
@@ -15,16 +16,17 @@ from typing import Any, Final
 
 import gevent
 from gevent.event import Event
+from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
 from .. import __version__, garbage
+from ..errors import UsageError
 from ..registry import Record
 from . import logs
 from .app import Serving
-from .config import ServerConfig
+from .config import ServerConfig, open_to_all
 from .handover import Handover, Predecessor, Successor, take_over
-from .tokens import open_to_all
 
 log = logging.getLogger("tinytun_gevent.server")
 
@@ -59,7 +61,11 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         self._config = ServerConfig.from_environ(os.environ, overrides)
         logs.configure(self._config.log_level)
         self._stopping = Event()
-        self._serving = Serving(self._config, self.sockets)
+        try:
+            self._serving = Serving(self._config, self.sockets)
+        except UsageError as error:  # AUTH_FILE has been edited since the master looked at it
+            log.error("no worker can serve: %s", error)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     def run(self) -> None:
         """Serves; returns when everything has been drained."""
