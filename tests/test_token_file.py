@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import fcntl
 import os
 import stat
 from collections.abc import Sequence
@@ -207,22 +207,18 @@ def test_a_file_that_makes_no_sense_is_left_alone(tmp_path: Path) -> None:
         assert path.read_bytes() == content
 
 
-def _add_many(path: str, first: int) -> None:
-    for number in range(first, first + 10):
+def test_one_edit_at_a_time(tmp_path: Path) -> None:
+    """While an edit is under way the next one waits, for a lock that goes with its process."""
 
-        def change(text: str, _: Sequence[Token], number: int = number) -> str:
-            return appended(text, entry(f"l{number}", number))
+    def change(text: str, _: Sequence[Token]) -> str:
+        other = os.open(tmp_path, os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(other)
+        return appended(text, entry("alice"))
 
-        edit(path, change)
-
-
-def test_two_at_once_lose_nothing(tmp_path: Path) -> None:
-    path = str(tmp_path / "tokens.toml")
-    context = multiprocessing.get_context("spawn")
-    both = [context.Process(target=_add_many, args=(path, first)) for first in (100, 200)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(30)
-        assert process.exitcode == 0
-    assert len(labels(Path(path).read_text())) == 20
+    edit(str(tmp_path / "tokens.toml"), change)
+    edit(str(tmp_path / "tokens.toml"), add("bob", 10))  # type: ignore[arg-type]
+    assert labels((tmp_path / "tokens.toml").read_text()) == ["alice", "bob"]
