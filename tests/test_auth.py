@@ -1,455 +1,248 @@
-"""Who is let in: tokens over real sockets, and what a change of their file does to tunnels that are open."""
+"""Who may open a tunnel: tokens, what they allow, and what becomes of tunnels when they do not any more."""
 
 from __future__ import annotations
 
-import logging
 import os
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+import socket
 from pathlib import Path
 
 import pytest
-from conftest import OpenTunnel, StartServer, StartService
+from conftest import StartServer
 from h2.events import ConnectionTerminated
-from helpers import free_tunnel_ports
 from raw_client import RawClient
-from support import Response, connect, eventually, read_response
+from support import Response, connect, eventually, read_head, read_response, reset
 
-from tinytun_gevent import Tunnel, TunnelServer
-from tinytun_gevent.client.events import State
-from tinytun_gevent.errors import NameTakenError, RefusedError, UsageError
-from tinytun_gevent.registry import Record
-from tinytun_gevent.server import auth
-from tinytun_gevent.server.account import Account, Limits
-from tinytun_gevent.server.auth import EXPIRED, NO_TOKEN, WRONG_TOKEN, Gate
-from tinytun_gevent.server.config import ServerConfig
-from tinytun_gevent.server.tally import Refusal, Tally
-from tinytun_gevent.server.tokens import hash_of
-from tinytun_gevent.wire.handshake import Kind, OpenRequest
+from tinytun_gevent import TunnelServer
+from tinytun_gevent.errors import UsageError
+from tinytun_gevent.server.authfile import digest
+from tinytun_gevent.server.tally import Refusal
 
-pytestmark = pytest.mark.usefixtures("fast_clock")
-
-ALICE, BOB = "tt_alice-7", "tt_bob-7"
+ANNA, BOB = "tt_anna-secret-secret-secret", "tt_bob-secret-secret-secret"
 
 
-class File:
-    """A file of tokens; each change is another file, as the command makes it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries: dict[str, str] = {}
-
-    def put(self, token: str, lines: str = "") -> None:
-        self.entries[token] = lines
-        self.write()
-
-    def remove(self, token: str) -> None:
-        del self.entries[token]
-        self.write()
-
-    def write(self, text: str | None = None) -> None:
-        blocks = (
-            f'[[tokens]]\nlabel = "{token[3:]}"\nsha256 = "{hash_of(token)}"\n{lines}\n'
-            for token, lines in self.entries.items()
-        )
-        draft = self.path.with_suffix(".new")
-        draft.write_text("\n".join(blocks) if text is None else text)
-        os.replace(draft, self.path)
+def entry(label: str, token: str, *more: str) -> str:
+    return "\n".join(["[[tokens]]", f'label = "{label}"', f'sha256 = "{digest(token)}"', *more, ""])
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> File:
-    file = File(tmp_path / "tokens.toml")
-    file.put(ALICE)
-    file.put(BOB)
-    return file
+def auth_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens.toml"
+    path.write_text(
+        entry("anna", ANNA, 'names = ["anna", "anna-*"]', "ports = []")
+        + entry("bob", BOB, 'reserved = ["shop"]')
+    )
+    return path
 
 
 @pytest.fixture
-def start(start_server: StartServer, file: File) -> Callable[..., TunnelServer]:
-    return lambda **options: start_server(auth_file=str(file.path), **options)
+def guarded(start_server: StartServer, auth_file: Path, fast_clock: None) -> TunnelServer:
+    """A server with tokens, whose clock is fast and to whom this address is a stranger's."""
+    return start_server(auth_file=str(auth_file), reserved_names="www")
 
 
-def knock(server: TunnelServer, token: str | None, name: str = "demo", **fields: object) -> Response:
-    """What a CONNECT is answered; the connection is closed."""
-    lines = [f"CONNECT x:{server.connection_port} HTTP/1.1", f"x-tinytun-subdomain: {name}"]
-    lines += [f"{key.replace('_', '-')}: {value}" for key, value in fields.items()]
+def replace(path: Path, text: str) -> None:
+    """As an editor does it: all at once."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(text)
+    os.replace(draft, path)
+
+
+def say(sock: socket.socket, token: str | None, *fields: str) -> None:
+    """Sends a CONNECT."""
+    lines = ["CONNECT 127.0.0.1:5554 HTTP/1.1", *fields]
     if token is not None:
         lines.append(f"Authorization: Bearer {token}")
+    sock.sendall("\r\n".join([*lines, "", ""]).encode())
+
+
+def answer(server: TunnelServer, token: str | None, *fields: str) -> Response:
+    """The whole of a refusal."""
     with connect(server.connection_port) as sock:
-        sock.sendall("\r\n".join([*lines, "", ""]).encode())
-        return read_response(sock, b"CONNECT" if token in (ALICE, BOB) else b"GET")
+        say(sock, token, *fields)
+        return read_response(sock)
 
 
-def reason(server: TunnelServer, token: str | None, name: str = "demo", **fields: object) -> tuple[int, str]:
-    answer = knock(server, token, name, **fields)
-    return answer.status, answer.body.decode()
+def refusal(server: TunnelServer, token: str | None, *fields: str) -> tuple[int, str]:
+    """Status and reason of a refusal."""
+    refused = answer(server, token, *fields)
+    return refused.status, refused.body.decode()
 
 
-def test_without_a_file_everybody_is_let_in_and_a_token_means_nothing(server: TunnelServer) -> None:
-    assert knock(server, ALICE).status == 101
-    assert knock(server, ALICE, "other").status == 101
-    assert server.core.gate.is_open
+def goaway_reason(client: RawClient) -> bytes:
+    """Why the server has ended a session."""
+    return client.next(ConnectionTerminated).additional_data or b""
 
 
-def test_with_one_only_who_has_a_token(start: Callable[..., TunnelServer], open_tunnel: OpenTunnel) -> None:
-    server = start()
-    assert reason(server, None) == (401, NO_TOKEN)
-    assert reason(server, "tt_wrong") == (401, WRONG_TOKEN)
-    assert not server.registry.tunnels
-    assert server.core.tally.refusals == {Refusal.TOKEN: 2}
-    tunnel = open_tunnel(1, server=server, token=ALICE)
-    found = server.registry.tunnels["demo"]
-    assert found.opener == hash_of(ALICE)[:32]
-    assert found.account == Account(found.opener, "alice-7")
-    assert tunnel.state is State.CONNECTED
+def test_only_who_has_a_token_opens_a_tunnel(guarded: TunnelServer) -> None:
+    status, text = refusal(guarded, None)
+    assert (status, "asks for a token" in text) == (401, True)
+    assert refusal(guarded, "tt_wrong") == (401, "The token is not valid here")
+    assert guarded.core.tally.refusals[Refusal.TOKEN] == 2
+    client = RawClient(guarded, "anna", bearer=ANNA)
+    tunnel = guarded.registry.tunnels["anna"]
+    assert tunnel.account.label == "anna"
+    assert ANNA not in tunnel.opener
+    client.close()
 
 
-def test_credentials_of_another_scheme_are_none(start: Callable[..., TunnelServer]) -> None:
-    assert reason(start(), None, authorization="Basic YTpi") == (401, NO_TOKEN)
-
-
-def test_names_and_ports_that_a_token_may_have(start: Callable[..., TunnelServer], file: File) -> None:
-    (port, other) = free_tunnel_ports(2)
-    file.put(ALICE, f'names = ["a", "a-*"]\nports = [{port}]\nreserve = ["mine"]')
-    server = start(reserved_names="www,adm*")
-    assert reason(server, BOB, "www")[0] == 403
-    assert reason(server, BOB, "admin") == (403, "This subdomain is reserved")
-    assert reason(server, BOB, "mine") == (403, "This subdomain is reserved for somebody else")
-    assert reason(server, ALICE, "b") == (403, "This token does not allow that subdomain")
-    tcp = {"x_tinytun_type": "tcp", "x_tinytun_port": other}
-    assert reason(server, ALICE, **tcp) == (403, "This token does not allow that port")
-    assert knock(server, ALICE, "mine").status == 101
-    assert knock(server, ALICE, "A-1").status == 101
-    name = knock(server, ALICE, "").get(b"x-tinytun-subdomain") or b""
-    assert name.startswith(b"a-")
-    granted = knock(server, ALICE, x_tinytun_type="tcp")
-    assert granted.get(b"x-tinytun-port") == b"%d" % port
-
-
-def test_reserved_names_hold_without_tokens_too(start_server: StartServer) -> None:
-    server = start_server(reserved_names="www")
-    assert reason(server, None, "www") == (403, "This subdomain is reserved")
-    assert knock(server, ALICE, "other").status == 101
-
-
-def test_an_expired_token_says_so(start: Callable[..., TunnelServer], file: File) -> None:
-    file.put(ALICE, "expires = 2020-01-01")
-    assert reason(start(), ALICE) == (401, EXPIRED)
-
-
-def test_only_its_account_joins_a_tunnel(start: Callable[..., TunnelServer]) -> None:
-    server = start()
-    with _raw(server, ALICE) as first:
-        join = f"{first.connection_id.decode()} {first.key.decode()}"
-        assert reason(server, BOB, "", x_tinytun_join=join) == (404, "There is no such tunnel")
-        assert reason(server, None, "", x_tinytun_join=join) == (401, NO_TOKEN)
-        assert knock(server, ALICE, "", x_tinytun_join=join).status == 101
-
-
-def _raw(server: TunnelServer, token: str, name: str = "demo", resume: bytes | None = b"") -> RawClient:
-    return RawClient(server, name, resume=resume, fields=b"\r\nAuthorization: Bearer " + token.encode())
-
-
-def test_a_client_adds_sessions_with_its_token(
-    start: Callable[..., TunnelServer], open_tunnel: OpenTunnel
+@pytest.mark.parametrize(
+    ("token", "wish", "status", "says"),
+    [
+        (
+            ANNA,
+            "x-tinytun-subdomain: other",
+            403,
+            "does not allow the subdomain other; it allows: anna, anna-*",
+        ),
+        (ANNA, "x-tinytun-subdomain: shop", 403, "The subdomain shop is reserved"),
+        (BOB, "x-tinytun-subdomain: www", 403, "The subdomain www is reserved"),
+        (ANNA, "x-tinytun-type: tcp", 503, "No port is available"),
+        (ANNA, "x-tinytun-type: tcp\r\nx-tinytun-port: 20000", 403, "it allows: none"),
+    ],
+)
+def test_a_token_has_what_it_allows(
+    guarded: TunnelServer, token: str, wish: str, status: int, says: str
 ) -> None:
-    from tinytun_gevent.client.joining import Team
-
-    tunnel = open_tunnel(1, server=start(), token=ALICE)
-    agent = tunnel._agent
-    assert agent is not None
-    team = agent._team
-    assert isinstance(team, Team)
-    assert team._request("0" * 32).token == ALICE
+    answered, text = refusal(guarded, token, wish)
+    assert (answered, says in text) == (status, True), text
+    assert not guarded.registry.tunnels
 
 
-# -- the file changes ---------------------------------------------------------
+def test_who_wants_any_name_gets_one_that_his_token_allows(guarded: TunnelServer) -> None:
+    names = []
+    with connect(guarded.connection_port) as one, connect(guarded.connection_port) as other:
+        for sock in (one, other):
+            say(sock, ANNA)
+            names.append((read_head(sock).get(b"x-tinytun-subdomain") or b"").decode())
+    assert names[0] == "anna"
+    assert names[1].startswith("anna-")
 
 
-def test_a_revoked_token_ends_its_tunnels_and_frees_their_names(
-    start: Callable[..., TunnelServer], file: File, open_tunnel: OpenTunnel
+def test_a_session_joins_only_with_the_same_token(guarded: TunnelServer) -> None:
+    client = RawClient(guarded, "shop", bearer=BOB)
+    wish = f"x-tinytun-join: {client.connection_id.decode()} {client.key.decode()}"
+    assert refusal(guarded, ANNA, wish) == (404, "There is no such tunnel")
+    assert refusal(guarded, None, wish)[0] == 401
+    RawClient(guarded, "shop", bearer=BOB, join=client).close()
+    client.close()
+
+
+def test_a_removed_token_ends_its_tunnels_and_no_others(guarded: TunnelServer, auth_file: Path) -> None:
+    anna, bob = RawClient(guarded, "anna", bearer=ANNA), RawClient(guarded, "shop", bearer=BOB)
+    replace(auth_file, entry("bob", BOB))
+    assert goaway_reason(anna) == b"its token was revoked or has expired"
+    eventually(lambda: set(guarded.registry.tunnels) == {"shop"})
+    assert refusal(guarded, ANNA)[0] == 401
+    bob.close()
+
+
+def test_a_token_that_may_less_than_before_loses_what_it_may_not(
+    guarded: TunnelServer, auth_file: Path
 ) -> None:
-    server = start()
-    tunnel = open_tunnel(1, server=server, token=ALICE)
-    other = open_tunnel(1, "other", server=server, token=BOB)
-    began = time.monotonic()
-    file.remove(ALICE)
-    with pytest.raises(RefusedError, match="may have been revoked") as refused:
-        tunnel.wait()
-    assert time.monotonic() - began < 5
-    assert refused.value.status == 401
-    assert refused.value.exit_code == 3
-    assert "demo" not in server.registry.tunnels
-    assert other.state is State.CONNECTED
+    anna, other = RawClient(guarded, "anna", bearer=ANNA), RawClient(guarded, "anna-b", bearer=ANNA)
+    replace(auth_file, entry("anna", ANNA, 'names = ["anna"]', "limits = { tunnels = 1 }"))
+    assert goaway_reason(other) == b"its token does not allow the name any more"
+    eventually(lambda: set(guarded.registry.tunnels) == {"anna"})
+    tunnel = guarded.registry.tunnels["anna"]
+    eventually(lambda: tunnel.account.limits.tunnels == 1)
+    assert refusal(guarded, ANNA) == (409, "All subdomains that your token allows are taken")
+    anna.close()
 
 
-def test_its_sessions_are_told_why(start: Callable[..., TunnelServer], file: File) -> None:
-    server = start()
-    with _raw(server, ALICE) as client:
-        file.remove(ALICE)
-        told = client.next(ConnectionTerminated)
-        assert told.additional_data == b"the token was revoked"
-        assert told.error_code == 7
-
-
-def test_what_becomes_forbidden_ends(start: Callable[..., TunnelServer], file: File) -> None:
-    server = start()
-    with _raw(server, ALICE) as client, _raw(server, ALICE, "fine") as other:
-        file.put(BOB, 'reserve = ["demo"]')
-        told = client.next(ConnectionTerminated)
-        assert told.additional_data == b"This subdomain is reserved for somebody else"
-        other.sync()
-
-
-def test_a_token_ends_its_tunnels_when_it_expires(start: Callable[..., TunnelServer], file: File) -> None:
-    until = datetime.now(UTC) + timedelta(seconds=0.4)
-    file.put(ALICE, f"expires = {until.isoformat()}")
-    server = start()
-    with _raw(server, ALICE) as client:
-        assert client.next(ConnectionTerminated).additional_data == b"the token has expired"
-    assert reason(server, ALICE) == (401, EXPIRED)
-
-
-def test_a_leased_name_is_freed_with_its_token(start: Callable[..., TunnelServer], file: File) -> None:
-    server = start()
-    _raw(server, ALICE).close()
-    eventually(lambda: server.registry.tunnels["demo"].leased_until is not None)
-    file.remove(ALICE)
-    eventually(lambda: "demo" not in server.registry.tunnels)
-
-
-def test_limits_that_change_reach_tunnels_that_are_open(
-    start: Callable[..., TunnelServer], file: File
+def test_a_token_expires_while_it_is_in_use(
+    guarded: TunnelServer, auth_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = start()
-    with _raw(server, ALICE):
-        file.put(ALICE, "limits = {tunnels = 3}")
-        eventually(lambda: server.registry.tunnels["demo"].account.limits == Limits(tunnels=3))
+    replace(auth_file, entry("anna", ANNA, "expires = 2126-01-31"))
+    eventually(lambda: refusal(guarded, BOB)[0] == 401)
+    anna = RawClient(guarded, "anna", bearer=ANNA)
+    monkeypatch.setattr("tinytun_gevent.server.auth.time.time", lambda: 5e9)  # 2128
+    assert goaway_reason(anna) == b"its token was revoked or has expired"
+    assert refusal(guarded, ANNA) == (401, "The token has expired")
 
 
-def test_a_new_token_is_known_soon(start: Callable[..., TunnelServer], file: File) -> None:
-    server = start()
-    file.put("tt_carol")
-    eventually(lambda: server.core.gate.account_of(hash_of("tt_carol")[:32]))
-
-
-@pytest.mark.parametrize("gone", [False, True])
-def test_an_edit_that_makes_no_sense_changes_nothing_and_is_told_once(
-    start: Callable[..., TunnelServer], file: File, gone: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("damage", ["[[tokens]\n", None, "x" * (1 << 20) + "y"])
+def test_a_file_that_makes_no_sense_changes_nothing(
+    guarded: TunnelServer, auth_file: Path, damage: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = start()
-
-    def told() -> list[str]:
-        return [record.getMessage() for record in caplog.records if "AUTH_FILE" in record.getMessage()]
-
-    with caplog.at_level(logging.INFO, "tinytun_gevent.server"):
-        if gone:
-            file.path.unlink()
-        else:
-            file.put(BOB, 'ports = ["x"]')
-        eventually(lambda: server.core.gate._reading is None and told())
-        ticks: list[float] = []
-        server.core.clock.watch(_Ticks(ticks))
-        eventually(lambda: len(ticks) > 5)
-        (line,) = told()
-        assert ("No such file" if gone else "tokens[1].ports[0]: allowed: a port") in line
-        assert "stay in force" in line
-        assert knock(server, ALICE).status == 101
-        file.entries[BOB] = ""
-        file.remove(ALICE)
-        eventually(lambda: "tokens in force: 1" in told()[-1])
-    assert reason(server, ALICE)[0] == 401
+    client = RawClient(guarded, "anna", bearer=ANNA)
+    if damage is None:
+        auth_file.unlink()
+    else:
+        replace(auth_file, damage)
+    eventually(lambda: guarded.core.auth.problem)
+    assert str(auth_file) in str(guarded.core.auth.problem)
+    assert set(guarded.registry.tunnels) == {"anna"}
+    RawClient(guarded, "anna-b", bearer=ANNA).close()
+    replace(auth_file, entry("eve", "tt_eve"))
+    eventually(lambda: guarded.core.auth.problem is None)
+    assert goaway_reason(client)
 
 
-class _Ticks:
-    def __init__(self, seen: list[float]) -> None:
-        self.seen = seen
-
-    def tick(self, now: float) -> None:
-        self.seen.append(now)
-
-
-def test_a_file_that_makes_no_sense_starts_no_server(start_server: StartServer, tmp_path: Path) -> None:
-    for text in (None, "x = 1"):
-        if text is not None:
-            (tmp_path / "t.toml").write_text(text)
-        with pytest.raises(UsageError, match="AUTH_FILE="):
-            start_server(auth_file=str(tmp_path / "t.toml"))
-
-
-# -- whose a name is ----------------------------------------------------------
-
-
-def test_a_name_that_waits_is_its_tokens_on_another_machine(start: Callable[..., TunnelServer]) -> None:
-    server = start()
-    _raw(server, ALICE).close()
-    eventually(lambda: server.registry.tunnels["demo"].leased_until is not None)
-    before = server.registry.tunnels["demo"].id
-    assert reason(server, BOB)[0] == 409
-    with _raw(server, ALICE) as again:
-        assert again.connection_id == before.encode()
-        assert reason(server, ALICE) == (409, "Subdomain not available"), (
-            "nobody steals from a running client"
-        )
-
-
-def test_remembered_tunnels_get_their_accounts_back(file: File) -> None:
-    server = TunnelServer(
-        bind="127.0.0.1",
-        connection_port=0,
-        proxy_port=0,
-        tcp_proxy_port=0,
-        metadata_port=0,
-        state_dir=str(file.path.parent / "state"),
-        auth_file=str(file.path),
-        lease_seconds=600,
-    )
-    for _ in range(2):  # the second one remembers
-        with server:
-            if "demo" in server.registry.tunnels:
-                found = server.registry.tunnels["demo"]
-                assert found.account == Account(hash_of(ALICE)[:32], "alice-7")
-                assert found.leased_until is not None
-                return
-            client = _raw(server, ALICE)
-            eventually(lambda: server.registry.lasting())
-            client.close()
-            eventually(lambda: server.registry.tunnels["demo"].leased_until is not None)
-    pytest.fail("nothing was remembered")
-
-
-def test_remembered_names_of_a_revoked_token_are_free(start: Callable[..., TunnelServer]) -> None:
-    server = start()
-    now = time.monotonic()
-    gone = server.registry.restore(Record(Kind.HTTP, "gone", "0" * 32, "f" * 32, True), now)
-    kept = server.registry.restore(Record(Kind.HTTP, "kept", "1" * 32, "", True), now)
-    assert gone is not None
-    assert kept is not None
-    server.core.gate._review_at = 0.0
-    eventually(lambda: "gone" not in server.registry.tunnels)
-    assert server.registry.holds(kept), "from when nobody was asked"
-
-
-# -- guessing -----------------------------------------------------------------
-
-
-def test_guessing_has_to_wait_but_who_is_known_here_does_not(start: Callable[..., TunnelServer]) -> None:
-    server = start()
-    assert knock(server, ALICE).status == 101
-    for number in range(3):
-        assert reason(server, f"tt_guess{number}")[0] == 401
-    first = knock(server, "tt_guess")
-    assert first.status == 429
-    assert int(first.get(b"retry-after") or 0) > 15
-    second = knock(server, BOB)
-    assert second.status == 429, "a right token from here would be a guess that was right"
-    assert int(second.get(b"retry-after") or 0) > int(first.get(b"retry-after") or 0)
-    assert b"wait" in first.body
-    assert knock(server, ALICE, "other").status == 101
-    assert server.core.tally.refusals == {Refusal.TOKEN: 3, Refusal.PENALTY: 2}
-
-
-def test_a_trusted_proxy_is_many_people(start: Callable[..., TunnelServer]) -> None:
-    server = start(trusted_proxies="127.0.0.1")
-    for number in range(10):
-        assert reason(server, f"tt_guess{number}")[0] == 401
-    assert knock(server, BOB).status == 101
-
-
-def test_the_right_and_the_wrong_wait_alike(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an address is told while it waits must not depend on the token."""
-    waits = []
-    monkeypatch.setattr(auth.time, "monotonic", lambda: 100.0)
-    for token in (BOB, "tt_wrong"):
-        gate = _gate(file)
-        for number in range(3):
-            with pytest.raises(RefusedError):
-                gate.admit(_request(f"tt_{number}"), "192.0.2.1")
-        for _ in range(3):
-            with pytest.raises(RefusedError) as refused:
-                gate.admit(_request(token), "192.0.2.1")
-        waits.append(str(refused.value))
-        assert gate.admit(_request(BOB), "192.0.2.2").label == "bob-7"
-    assert waits[0] == waits[1]
-
-
-def test_an_ipv6_network_is_one_source(file: File) -> None:
-    gate = _gate(file)
-    for number in range(3):
-        with pytest.raises(RefusedError):
-            gate.admit(_request("tt_wrong"), f"2001:db8::{number}")
-    with pytest.raises(RefusedError) as refused:
-        gate.admit(_request(ALICE), "2001:db8::f")
-    assert refused.value.status == 429
-    assert gate.admit(_request(ALICE), "2001:db8:0:1::").label == "alice-7"
-
-
-def _request(token: str) -> OpenRequest:
-    return OpenRequest(Kind.HTTP, "x:1", token=token)
-
-
-def _gate(file: File) -> Gate:
-    from tinytun_gevent.registry import Registry
-
-    config = ServerConfig(auth_file=str(file.path))
-    return Gate(config, Registry(("localhost",)), Tally(), lambda ip: False)
-
-
-def test_defaults_are_for_what_the_file_does_not_say(file: File) -> None:
-    from tinytun_gevent.registry import Registry
-
-    file.put(ALICE, "limits = {tunnels = 3}")
-    gate = Gate(
-        ServerConfig(auth_file=str(file.path)),
-        Registry(("localhost",)),
-        Tally(),
-        lambda ip: False,
-        anybody=Account(each=Limits(rate=5)),
-        limits=Limits(tunnels=9, visitors=8),
-    )
-    assert gate.admit(_request(ALICE), "192.0.2.1").limits == Limits(tunnels=3, visitors=8)
-    found = gate.admit(_request(BOB), "192.0.2.1")
-    assert (found.limits, found.each) == (Limits(tunnels=9, visitors=8), Limits(rate=5))
-
-
-# -- the client ---------------------------------------------------------------
-
-
-def test_the_client_says_what_to_do(start: Callable[..., TunnelServer], file: File) -> None:
-    file.put(BOB, 'reserve = ["demo"]')
-    server = start()
-    for token, error, hint in (
-        (None, RefusedError, "asks for a token.*tinytun login --server 127.0.0.1:"),
-        ("tt_wrong", RefusedError, "tinytun login --server 127.0.0.1:"),
-        (ALICE, RefusedError, "reserved for somebody else.*whoever runs the server can allow it"),
-    ):
-        tunnel = Tunnel(1, server=server.url, subdomain="demo", proxy="", token=token)
-        with pytest.raises(error, match=hint) as refused:
-            tunnel.open()
-        assert not isinstance(refused.value, NameTakenError)
-
-
-def test_the_token_is_in_no_log(
-    start: Callable[..., TunnelServer],
-    file: File,
-    open_tunnel: OpenTunnel,
-    start_service: StartService,
-    caplog: pytest.LogCaptureFixture,
+def test_what_is_wrong_at_the_start_is_told_and_nothing_starts(
+    start_server: StartServer, tmp_path: Path
 ) -> None:
-    with caplog.at_level(logging.DEBUG):
-        server = start(log_level="trace")
-        tunnel = open_tunnel(start_service(), server=server, token=ALICE)
-        assert ALICE not in repr(tunnel.config) + repr(tunnel)
-        for token in ("tt_wrong-secret", ALICE + "-secret"):
-            reason(server, token)
-        knock(server, ALICE, "x", authorization="Bearer twice-secret")
-        knock(server, "bad secret token")
-        file.remove(ALICE)
-        with pytest.raises(RefusedError) as refused:
-            tunnel.wait()
-    text = caplog.text + str(refused.value)
-    assert "is ended: the token was revoked" in text
-    assert ALICE not in text
-    assert "secret" not in text
+    with pytest.raises(UsageError, match="there is no such file"):
+        start_server(auth_file=str(tmp_path / "none.toml"))
+
+
+def test_guessing_makes_an_address_wait_even_with_a_right_token(guarded: TunnelServer) -> None:
+    for _ in range(4):
+        assert refusal(guarded, "tt_wrong")[0] == 401
+    refused = answer(guarded, ANNA)
+    assert refused.status == 429
+    assert int(refused.get(b"retry-after") or 0) in (4, 5)
+    assert guarded.core.tally.refusals[Refusal.PENALTY] == 1
+
+
+def test_a_trusted_proxy_is_not_made_to_wait(start_server: StartServer, auth_file: Path) -> None:
+    server = start_server(auth_file=str(auth_file), trusted_proxies="127.0.0.1")
+    for _ in range(6):
+        assert refusal(server, "tt_wrong")[0] == 401
+    RawClient(server, "anna", bearer=ANNA).close()
+
+
+def test_the_same_token_owns_its_leased_names_from_any_machine(guarded: TunnelServer) -> None:
+    client = RawClient(guarded, "shop", bearer=BOB, resume=b"")
+    assert refusal(guarded, BOB, "x-tinytun-subdomain: shop") == (409, "Subdomain not available")
+    reset(client.sock)
+    eventually(lambda: guarded.registry.tunnels["shop"].leased_until is not None)
+    tunnel = guarded.registry.tunnels["shop"]
+    RawClient(guarded, "shop", bearer=BOB, resume=b"").close()
+    assert guarded.registry.tunnels.get("shop", tunnel) is tunnel
+
+
+def test_names_of_an_open_server_are_nobodys_once_it_has_tokens(
+    start_server: StartServer, auth_file: Path, tmp_path: Path, fast_clock: None
+) -> None:
+    state = str(tmp_path / "state")
+    leases = tmp_path / "state" / "leases.json"
+    for first, second, bearer in (("", str(auth_file), None), (str(auth_file), "", BOB)):
+        server = start_server(state_dir=state, auth_file=first)
+        client = RawClient(server, "shop", bearer=bearer, resume=b"")
+        reset(client.sock)
+        eventually(lambda: leases.exists() and '"shop"' in leases.read_text())
+        server.stop()
+        after = start_server(state_dir=state, auth_file=second)
+        assert not after.registry.tunnels
+        after.stop()
+
+
+def test_reserved_names_are_nobodys_on_an_open_server_too(start_server: StartServer) -> None:
+    server = start_server(reserved_names="www,api-*")
+    assert refusal(server, None, "x-tinytun-subdomain: API-1") == (403, "The subdomain api-1 is reserved")
+    RawClient(server, "app").close()
+
+
+def test_no_token_is_in_any_log(
+    guarded: TunnelServer, auth_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    client = RawClient(guarded, "shop", bearer=BOB, resume=b"")
+    resume = client.token.decode()
+    reset(client.sock)
+    refusal(guarded, "tt_wrong-one", "x-tinytun-subdomain: shop")
+    refusal(guarded, "tt_mal forged")
+    refusal(guarded, ANNA, "x-tinytun-subdomain: shop")
+    for secret in (BOB, ANNA, "tt_wrong-one", "forged", resume):
+        assert secret not in caplog.text
+        assert secret not in repr(guarded.core.auth.__dict__)

@@ -18,6 +18,7 @@ from tinytun_gevent import __version__, cli, errors
 from tinytun_gevent.client import command, credentials, state
 from tinytun_gevent.client import config as client_config
 from tinytun_gevent.server import config as server_config
+from tinytun_gevent.server.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tinytun_gevent"
@@ -106,7 +107,8 @@ def test_the_server_tables_are_the_config() -> None:
 
 def test_the_server_docopt_text_is_the_config() -> None:
     described = docopt_options(cli.SERVER)
-    own = [option for option in described if option[0].split()[0] not in {"--check", "--debug", "-h,", "-V,"}]
+    of_the_command = {"--json", "--check", "--debug", "-h,", "-V,", *cli.NOT_VARIABLES}
+    own = [option for option in described if option[0].split()[0] not in of_the_command]
     variables = server_config.variables()
     assert [flags.split()[0] for flags, _, _ in own] == [variable.flag for variable in variables]
     for (_, default, meaning), variable in zip(own, variables, strict=True):
@@ -333,7 +335,7 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 def test_every_foreign_import_is_declared() -> None:
-    modules_of = {"docopt-ng": "docopt"}
+    modules_of = {"docopt-ng": "docopt", "prometheus-client": "prometheus_client"}
     allowed = {modules_of.get(package, package) for package in declared()["needed"]}
     for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -342,3 +344,21 @@ def test_every_foreign_import_is_declared() -> None:
                 names = [node.module or ""]
             for top in {other.split(".")[0] for other in names} - {"tinytun_gevent", "_typeshed"}:
                 assert top in sys.stdlib_module_names or top in allowed, f"{name} imports {top}"
+
+
+# -- what the operator sees ----------------------------------------------------
+
+
+def test_the_metrics_table_is_the_code() -> None:
+    table = rows(README, "Metric", "Labels", "Meaning")
+    assert [(name, meaning) for name, _, meaning in table] == list(METRICS.items())
+    names = {name: re.findall(r"(?:^|; )(\w+)", labels) for name, labels, _ in table if labels}
+    assert names["tinytun_goaways_total"] == ["direction", "reason"]
+    assert set(names) >= {"tinytun_tunnels", "tinytun_refusals_total", "tinytun_exchanges_total"}
+
+
+def test_the_paths_are_those_that_are_answered() -> None:
+    paths = [path for path, _ in rows(README, "Path", "What it answers")]
+    source = (PACKAGE / "server" / "metadata.py").read_text("utf-8")
+    answered = set(re.findall(r'path == "(/\w+)"', source)) | {"/tunnels/<name>"}
+    assert set(paths) == answered

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
 from tinytun_gevent import names
 from tinytun_gevent.errors import NameTakenError, RefusedError, TryLaterError
-from tinytun_gevent.registry import LEASE, MAX_SESSIONS, TRY_AGAIN, Permit, Record, Registry, Tunnel
+from tinytun_gevent.registry import LEASE, MAX_SESSIONS, TRY_AGAIN, Record, Registry, Tunnel
 from tinytun_gevent.wire.handshake import Kind, is_subdomain
 
 
@@ -89,7 +88,7 @@ def test_a_full_server_says_so(registry: Registry) -> None:
 
 def test_random_names_avoid_those_that_are_taken(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = iter(["same", "same", "same", "other"])
-    monkeypatch.setattr("tinytun_gevent.registry.random_name", lambda: next(drawn))
+    monkeypatch.setattr("tinytun_gevent.rights.random_name", lambda: next(drawn))
     assert registry.claim(Kind.HTTP).name == "same"
     assert registry.claim(Kind.HTTP).name == "other"
 
@@ -259,13 +258,23 @@ def leased(registry: Registry, *, opener: str = "me") -> tuple[Tunnel, str]:
 
 
 def test_a_leased_tunnel_is_resumed_by_its_token_alone(registry: Registry) -> None:
-    tunnel, token = leased(registry)
+    tunnel, token = leased(registry, opener="")
     assert list(registry.listed()) == []
-    for opener, shown in (("you", None), ("you", ""), ("you", token[:-1] + "x"), ("you", token)):
+    for opener, shown in (("", None), ("", ""), ("", token[:-1] + "x"), ("you", token)):
         with pytest.raises(NameTakenError):
             registry.claim(Kind.HTTP, subdomain="app", opener=opener, resume=shown)
-    assert registry.claim(Kind.HTTP, subdomain="APP", opener="me", resume=token) is tunnel
+    assert registry.claim(Kind.HTTP, subdomain="APP", opener="", resume=token) is tunnel
     assert (tunnel.promised, registry.token_of(tunnel)) == (1, token)
+
+
+def test_a_leased_tunnel_is_its_openers_on_any_machine(registry: Registry) -> None:
+    tunnel, token = leased(registry, opener="me")
+    with pytest.raises(NameTakenError):
+        registry.claim(Kind.HTTP, subdomain="app", opener="you", resume="")
+    assert registry.claim(Kind.HTTP, subdomain="app", opener="me", resume="") is tunnel
+    with pytest.raises(NameTakenError):  # he is coming back already: somebody else of his must show the token
+        registry.claim(Kind.HTTP, subdomain="app", opener="me", resume="")
+    assert registry.claim(Kind.HTTP, subdomain="app", opener="me", resume=token) is tunnel
 
 
 def test_a_token_is_of_one_name_one_tunnel_one_opener_and_one_secret(registry: Registry) -> None:
@@ -330,107 +339,3 @@ def test_a_name_without_owner_is_kept_for_its_visitors_only(registry: Registry) 
     assert registry.claim(Kind.HTTP, subdomain="app") is tunnel
     with pytest.raises(NameTakenError):
         registry.claim(Kind.HTTP, subdomain="app")
-
-
-# -- accounts ----------------------------------------------------------------
-
-
-class Only(Permit):
-    """May have what it was told, and says why not."""
-
-    def __init__(self, *names: str | int) -> None:
-        self.allowed = names
-
-    def why_not(self, name: str | int) -> str:
-        return "" if name in self.allowed else "not yours"
-
-    def names(self) -> Iterator[str]:
-        return iter(name for name in self.allowed if isinstance(name, str))
-
-    def ports(self, every: range) -> list[int]:
-        return [name for name in self.allowed if isinstance(name, int)]
-
-
-def test_a_name_that_waits_is_its_accounts_from_any_machine(registry: Registry) -> None:
-    tunnel, _ = leased(registry)
-    assert registry.claim(Kind.HTTP, subdomain="app", opener="me", resume="") is tunnel
-
-
-def test_a_name_in_use_is_not_taken_by_another_client_of_the_account(registry: Registry) -> None:
-    tunnel, token = leased(registry)
-    again = registry.claim(Kind.HTTP, subdomain="app", opener="me", resume=token)
-    with pytest.raises(NameTakenError):  # while it is promised, and when it is established
-        registry.claim(Kind.HTTP, subdomain="app", opener="me", resume="")
-    again.promised -= 1
-    registry.establish(again)
-    with pytest.raises(NameTakenError):
-        registry.claim(Kind.HTTP, subdomain="app", opener="me", resume="")
-    assert registry.claim(Kind.HTTP, subdomain="app", opener="me", resume=token) is tunnel
-
-
-def test_nobodys_name_waits_for_its_resume_token_alone(registry: Registry) -> None:
-    leased(registry, opener="")
-    with pytest.raises(NameTakenError):
-        registry.claim(Kind.HTTP, subdomain="app", opener="", resume="")
-
-
-@pytest.mark.parametrize(("before", "now"), [("", "me"), ("me", "")])
-def test_where_tokens_came_or_went_the_resume_token_says_whose_a_name_is(
-    registry: Registry, before: str, now: str
-) -> None:
-    tunnel, token = leased(registry, opener=before)
-    with pytest.raises(NameTakenError):
-        registry.claim(Kind.HTTP, subdomain="app", opener=now, resume="")
-    assert registry.claim(Kind.HTTP, subdomain="app", opener=now, resume=token) is tunnel
-    assert tunnel.opener == now
-    assert registry.token_of(tunnel) != token
-
-
-def test_what_is_kept_for_visitors_of_an_account_is_no_other_accounts(registry: Registry) -> None:
-    tunnel = registry.claim(Kind.HTTP, subdomain="app", opener="me")
-    tunnel.promised -= 1
-    registry.lease(tunnel, 100.0)
-    with pytest.raises(NameTakenError):
-        registry.claim(Kind.HTTP, subdomain="app", opener="you")
-    assert registry.claim(Kind.HTTP, subdomain="app", opener="me") is tunnel
-
-
-def test_a_name_that_is_not_permitted_is_403_and_left_alone(registry: Registry) -> None:
-    for wish in ({"kind": Kind.HTTP, "subdomain": "app"}, {"kind": Kind.TCP, "port": 30000}):
-        with pytest.raises(RefusedError, match="not yours") as refused:
-            registry.claim(**wish, permit=Only("other", 30001))  # type: ignore[arg-type]
-        assert refused.value.status == 403
-    assert not registry.tunnels
-
-
-def test_not_even_the_owner_gets_a_name_that_is_not_permitted_any_more(registry: Registry) -> None:
-    _, token = leased(registry)
-    with pytest.raises(RefusedError, match="not yours"):
-        registry.claim(Kind.HTTP, subdomain="app", opener="me", resume=token, permit=Only())
-
-
-def test_names_are_chosen_among_those_permitted_until_none_is_free(registry: Registry) -> None:
-    permit = Only("one", "two", 30000, 30002)
-    assert [registry.claim(Kind.HTTP, permit=permit).name for _ in range(2)] == ["one", "two"]
-    assert {registry.claim(Kind.TCP, permit=permit).name for _ in range(2)} == {30000, 30002}
-    with pytest.raises(NameTakenError, match="available"):
-        registry.claim(Kind.HTTP, permit=permit)
-    with pytest.raises(TryLaterError):
-        registry.claim(Kind.TCP, permit=permit)
-
-
-def test_the_search_for_a_permitted_name_ends(registry: Registry) -> None:
-    class Never(Permit):
-        def why_not(self, name: str | int) -> str:
-            return "no"
-
-    with pytest.raises(NameTakenError):
-        registry.claim(Kind.HTTP, permit=Never())
-
-
-def test_only_its_opener_joins_a_tunnel(registry: Registry) -> None:
-    tunnel = registry.claim(Kind.HTTP, subdomain="app", opener="me", resume="")
-    registry.establish(tunnel)
-    with pytest.raises(RefusedError):
-        registry.join(tunnel.id, tunnel.key, "you")
-    assert registry.join(tunnel.id, tunnel.key, "me") is tunnel

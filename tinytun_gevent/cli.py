@@ -77,29 +77,27 @@ The server of tinytun: gives tunnel clients a public URL or port.
 
 Usage:
   tinytun-server [options]
-  tinytun-server token new --label NAME [--names LIST] [--reserve LIST] [--ports LIST]
+  tinytun-server status [--url URL] [--json] [options]
+  tinytun-server token new --label NAME [--names LIST] [--ports LIST] [--reserve LIST]
                            [--reserve-ports LIST] [--expires WHEN] [options]
   tinytun-server token list [options]
-  tinytun-server token revoke <which> [options]
+  tinytun-server token revoke <token> [options]
   tinytun-server (-h | --help | -V | --version)
 
 Every option is also an environment variable of the same name, such as PROXY_PORT for --proxy-port;
-the option wins.
-
-Tokens, which AUTH_FILE or --auth-file has the hashes of:
-  token new     make one, print it on standard output this once, and add its hash to the file
-  token list    show whose there are, and what they may have
-  token revoke  remove the one that <which> means: its label, or the beginning of its hash
-
-Token options:
-  --label NAME                    whose it is
-  --names LIST                    subdomains it is confined to, comma-separated; * stands for any characters
-  --reserve LIST                  subdomains that only it may have, likewise
-  --ports LIST                    ports that it is confined to: 20000-20010 or single ones, comma-separated
-  --reserve-ports LIST            ports that only it may have, likewise
-  --expires WHEN                  when it ends: 2030-12-31, 2030-12-31T18:00:00Z, or 12h or 90d from now
+the option wins. "status" shows what a running server does; it asks the metadata API. "token" makes, lists
+and revokes the tokens in AUTH_FILE, of which only the hashes are kept; <token> is its label, or how its
+hash begins.
 
 Options:
+  --url URL                       where "status" asks, instead of METADATA_BIND and METADATA_PORT
+  --json                          "status" as JSON
+  --label NAME                    whose token it is: 1-64 letters, digits and . _ @ + -
+  --names LIST                    subdomains that the token may take, * for any characters; any if absent
+  --ports LIST                    ports that the token may take, such as 20000-20099; any if absent
+  --reserve LIST                  subdomains that the token may take, and nobody else
+  --reserve-ports LIST            ports that the token may take, and nobody else
+  --expires WHEN                  last day on which the token is valid, 2027-01-31, or a time with its zone
   --connection-port PORT          port that tunnel clients connect to (default: 5554)
   --proxy-port PORT               port that visitors reach HTTP tunnels on (default: 5555)
   --tcp-proxy-port PORT           port for TCP behind a PROXY protocol load balancer (default: 5556)
@@ -117,15 +115,18 @@ Options:
                                   TCP_PROXY_PORT leads to them (default: on)
   --trusted-proxies LIST          addresses and CIDRs whose PROXY headers and forwarding fields are
                                   believed, comma-separated (none by default)
+  --auth-file FILE                file with the tokens of those who may open tunnels; without it, everybody
+                                  may (none by default)
+  --reserved-names LIST           subdomains that nobody gets, comma-separated; * stands for any characters
+                                  (none by default)
   --peers LIST                    the other nodes: a DNS name or a list of
                                   host[:metadata_port[:proxy_port[:tcp_proxy_port]]] (none by default)
   --metadata-hosts LIST           further names that the metadata API answers to (none by default)
-  --auth-file FILE                a file with the tokens that clients must show (tinytun-server token new
-                                  makes one); without it anybody may open tunnels (none by default)
-  --reserved-names LIST           subdomains that nobody gets, comma-separated; * stands for any characters
-                                  (none by default)
   --log-level LEVEL               off, error, warn, info, debug or trace; RUST_LOG is understood as well
                                   (default: info)
+  --log-format FORMAT             text, or json: an object a line, with its fields as keys (default: text)
+  --access-log FILE               file for a line about each HTTP exchange, in the combined format; -:
+                                  standard output (none by default)
   --head-bytes N                  longest request head, in bytes (431 beyond it) (default: 16384)
   --head-fields N                 most fields in a request head (default: 100)
   --head-timeout SECONDS          seconds for a whole request head (408 after it) (default: 10)
@@ -155,6 +156,23 @@ Options:
   --tunnel-idle-timeout SECONDS   the same for upgraded and TCP connections; 0: no limit (default: 0)
   --max-connections N             most connections at once on each port (default: 65536)
   --max-tunnels N                 most tunnels at once (503 beyond it) (default: 10000)
+  --token-tunnels N               most tunnels at once of one token (429 beyond it); 0: no limit (default:
+                                  100)
+  --token-visitors N              most visitors at once of all tunnels of a token (503 beyond it); 0: no
+                                  limit (default: 32768)
+  --token-requests N              HTTP requests a second to all tunnels of a token (429 beyond them); 0: no
+                                  limit (default: 0)
+  --token-rate N                  bytes a second, both ways together, through all tunnels of a token; 0: no
+                                  limit (default: 0)
+  --tunnel-visitors N             most visitors at once of each tunnel (503 beyond it); 0: no limit
+                                  (default: 16384)
+  --tunnel-requests N             HTTP requests a second to each tunnel (429 beyond them); 0: no limit
+                                  (default: 0)
+  --tunnel-rate N                 bytes a second, both ways together, through each tunnel; 0: no limit
+                                  (default: 0)
+  --connect-rate N                connects a second of visitors with one address (429 beyond them); 0: no
+                                  limit (default: 0)
+  --connect-burst N               connects of one address that may come at once (default: 100)
   --backlog N                     connections that the system queues on each port (default: 2048)
   --drain-timeout SECONDS         seconds that running exchanges get to finish when the server stops
                                   (default: 25)
@@ -165,8 +183,21 @@ Options:
   -h, --help                      Print help
   -V, --version                   Print version
 
-Exit codes: 0 stopped by a signal, 1 internal error, 2 configuration, or a port that is in use.
+Exit codes: 0 stopped by a signal, 1 internal error, 2 configuration, or a port that is in use,
+5 "status" reached no server.
 """
+
+
+NOT_VARIABLES = {
+    "--url",
+    "--label",
+    "--names",
+    "--ports",
+    "--reserve",
+    "--reserve-ports",
+    "--expires",
+}
+"""Options of the server's command that are no variable's: those of "status" and "token"."""
 
 
 def client() -> NoReturn:
@@ -193,10 +224,17 @@ def server() -> NoReturn:
     arguments = parse("tinytun-server", SERVER, argv)
 
     def run() -> int:
-        if arguments["token"]:
-            from .server import token_command
+        if arguments["status"]:
+            from .server import config, status
 
-            return token_command.run(arguments, os.environ)
+            asked = config.ServerConfig.from_environ(os.environ, server_overrides(arguments))
+            return status.run(asked, arguments["--url"], arguments["--json"])
+        if arguments["token"]:
+            from .server import config, tokens
+
+            return tokens.run(
+                config.ServerConfig.from_environ(os.environ, server_overrides(arguments)), arguments
+            )
         from .server.launch import main
 
         return main(server_overrides(arguments), check=arguments["--check"])
@@ -220,7 +258,9 @@ def parse(program: str, doc: str, argv: Sequence[str]) -> dict[str, Any]:
 def server_overrides(arguments: dict[str, Any]) -> dict[str, str]:
     """The options with a value that were given, by flag: what wins over the environment."""
     return {
-        flag: value for flag, value in arguments.items() if flag.startswith("--") and isinstance(value, str)
+        flag: value
+        for flag, value in arguments.items()
+        if flag.startswith("--") and isinstance(value, str) and flag not in NOT_VARIABLES
     }
 
 
@@ -246,41 +286,28 @@ def what_is_wrong(doc: str, argv: Sequence[str], docopt_says: str) -> str:
         if takes_value[matching[0]] and whole and not equals:
             next(rest, None)
     commands = re.findall(r"(?m)^  \S+ ([a-z]+) ", doc[doc.index("Usage:") : doc.index("Options:")])
+    if words[:1] == ["token"] and "token new" in doc:
+        return "say what to do: token new --label NAME, token list, or token revoke LABEL"
+    if "<target>" not in doc:
+        words = words[1:] if words[:1] == commands[:1] else words
+        commands = []
     return _wrong_words(words, commands)
 
 
 def _wrong_words(words: Sequence[str], commands: Sequence[str]) -> str:
     """What is wrong with the words beside the options."""
-    if not commands or commands[0] == "token":
-        return _wrong_token_words(words)
+    if not commands:
+        return f"{words[0]!r} is not expected" if words else "these options do not go together"
     if not words:
         return "say what to open, for example: tinytun http 3000"
     if words[0] not in commands:
         return f"{words[0]!r} is not one of {', '.join(commands)}"
-    expected = 2 if words[0] in ("http", "tcp") else 1
+    expected = 1 if words[0] == "demo" else 2
     if len(words) < expected:
         return f"the target is missing, for example: tinytun {words[0]} 3000"
     if len(words) > expected:
         return f"{words[expected]!r} is not expected"
     return f"these options do not go with {words[0]}"
-
-
-def _wrong_token_words(words: Sequence[str]) -> str:
-    """The same for the server, whose only command is token."""
-    if words and words[0] != "token":
-        return f"{words[0]!r} is not expected"
-    if not words:
-        return "these options do not go together"
-    expected = {"new": 2, "list": 2, "revoke": 3}.get(words[1] if len(words) > 1 else "", 0)
-    if not expected:
-        return "say token new, token list or token revoke"
-    if len(words) > expected:
-        return f"{words[expected]!r} is not expected"
-    if len(words) < expected:
-        return "say which token: its label, or the beginning of its hash"
-    return (
-        "token new needs --label" if words[1] == "new" else f"these options do not go with token {words[1]}"
-    )
 
 
 def _answer_at_once(program: str, doc: str, argv: Sequence[str]) -> None:

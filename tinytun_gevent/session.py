@@ -33,6 +33,7 @@ from tinytun_gevent.guard import Guard
 from tinytun_gevent.incoming import MAX_FRAME, Incoming
 from tinytun_gevent.keepalive import KeepAlive
 from tinytun_gevent.pacing import Pacing
+from tinytun_gevent.shares import BULK, Share
 from tinytun_gevent.sockets import Buffer, End, end_of
 from tinytun_gevent.stream import NO_ERROR, Gate, Stream
 from tinytun_gevent.wire import http2
@@ -98,6 +99,9 @@ class Session:
         self.backlog = 0
         #: Bytes that the largest window of a stream has had: what this path can hold.
         self.usual_window = INITIAL_WINDOW
+        #: What this session moves is part of: received and sent. None where nobody competes.
+        self.share_in: Share | None = None
+        self.share_out: Share | None = None
         #: The peer wants no new streams.
         self.goaway_received = False
         #: What it said of the reason (RFC 9113 §7).
@@ -117,6 +121,8 @@ class Session:
         self.on_room: Callable[[Session], None] | None = None
         #: Called when the peer's GOAWAY has come; must not block.
         self.on_goaway: Callable[[Session], None] | None = None
+        #: Called with the code of each GOAWAY that is sent (RFC 9113 §7); must not block.
+        self.on_goaway_sent: Callable[[int], None] | None = None
         self._incoming = Incoming(self)
 
     # -- life ---------------------------------------------------------------
@@ -150,7 +156,7 @@ class Session:
         if not self.goaway_sent and not self.closing:
             self.goaway_sent = True
             self.guard.leaving(self.max_streams)
-            self.writer.control(http2.goaway(self.conn.highest_inbound_stream_id))
+            self._send_goaway(NO_ERROR, b"")
 
     def close(self, error: SessionError | None = None, code: int = NO_ERROR) -> None:
         """Ends the session: GOAWAY, every stream aborted, the socket closed. Never blocks.
@@ -163,7 +169,7 @@ class Session:
         self.error = error
         if not self.goaway_sent or code:
             reason = str(error).encode("ascii", "replace") if code else b""
-            self.writer.control(http2.goaway(self.conn.highest_inbound_stream_id, code, reason))
+            self._send_goaway(code, reason, arrives=bool(code) or error is None)
         else:
             self.writer.control()  # what was to leave when this round of the event loop is over
         ended = error or SessionClosedError("the session was closed")
@@ -180,6 +186,12 @@ class Session:
         self.closed.set()
         for notify in self.on_close:
             notify(self)
+
+    def _send_goaway(self, code: int, reason: bytes, *, arrives: bool = True) -> None:
+        """``arrives``: not where the connection is lost, or the peer dead."""
+        if arrives and self.on_goaway_sent is not None:
+            self.on_goaway_sent(code)
+        self.writer.control(http2.goaway(self.conn.highest_inbound_stream_id, code, reason))
 
     def _hang_up(self) -> None:
         """Closes the socket as soon as the GOAWAY is on its way."""
@@ -300,6 +312,8 @@ class Session:
         def allow(wanted: int) -> int:
             count = self._allowed(stream, wanted)
             self._charge(stream, count)
+            if self.share_out is not None and count >= BULK:
+                self.share_out.took(count)
             return count
 
         return self.writer.send_data(stream.id, payload, allow)
@@ -307,11 +321,17 @@ class Session:
     def send_data_from(self, stream: Stream, source: End, limit: int, gate: Gate | None) -> int:
         """Moves one frame from ``source``: bytes read, 0 at its end, -1 for none now. Blocks."""
 
+        share = self.share_out
+
         def allow(wanted: int) -> int:
+            if share is not None and share.ahead:  # by what others have sent before this turn
+                return 0
             return self._allowed(stream, min(wanted, limit) if limit else wanted)
 
         def charge(count: int) -> None:
             self._charge(stream, count)
+            if share is not None and count >= BULK:
+                share.took(count)
 
         return self.writer.send_data_from(stream.id, source, allow, charge, gate)
 

@@ -90,18 +90,21 @@ class Logins:
 
     def put(self, server: str, token: str) -> None:
         """Raises UsageError where it cannot be kept."""
-        self._save({**self._load(), server.lower(): token})
+        self._save({**self._load(strict=True), server.lower(): token})
 
     def remove(self, server: str | None) -> bool:
         """Forgets one server's token, or with None all; whether there was any. Raises UsageError."""
-        tokens = self._load()
+        tokens = self._load(strict=True)
         found = bool(tokens) if server is None else server.lower() in tokens
         if found:
             self._save({} if server is None else {k: v for k, v in tokens.items() if k != server.lower()})
         return found
 
-    def _load(self) -> dict[str, str]:
-        """What is kept; a file that makes no sense is told to the log, and as good as none."""
+    def _load(self, *, strict: bool = False) -> dict[str, str]:
+        """What is kept; a file that makes no sense is told to the log, and as good as none.
+
+        With ``strict`` it raises UsageError: nothing that may still be of use is written over.
+        """
         try:
             with open(self.path, "rb") as stream:
                 warn_if_open(stream.fileno(), self.path)
@@ -113,7 +116,9 @@ class Logins:
             reason = error.strerror or str(error)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             reason = "it is damaged"
-        log.warning("%s: %s; 'tinytun login' makes it anew", self.path, reason)
+        if strict:
+            raise UsageError(f"{self.path}: {reason}; remove it to begin anew")
+        log.warning("%s: %s; the tokens in it are not used", self.path, reason)
         return {}
 
     def _save(self, tokens: dict[str, str]) -> None:

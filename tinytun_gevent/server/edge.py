@@ -25,15 +25,18 @@ from tinytun_gevent.server.addresses import plain
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.forwarder import Forwarder
 from tinytun_gevent.server.handover import Moved
+from tinytun_gevent.server.observed import Refused
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.routing import find_route
 from tinytun_gevent.server.sending import failure_of
+from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.watch import Watch
 from tinytun_gevent.sockets import Interrupted, Socket, end_of
 from tinytun_gevent.wire import http1
 
 if TYPE_CHECKING:
     from tinytun_gevent.server.core import ServerCore
+    from tinytun_gevent.server.usage import TunnelBudget
 
 READ_SIZE: Final = 32 * 1024
 """Bytes read at once while a request head is awaited."""
@@ -54,6 +57,12 @@ class Edge:
 
     def handle(self, sock: Socket, address: tuple[str, int]) -> None:
         """Serves one visitor connection until it ends; closes the socket. Blocks."""
+        connects = self._core.connects
+        if connects is not None and (wait := connects.admit(plain(address)[0])):
+            end = end_of(sock)
+            connects.turn_away(end, wait)
+            end.close()
+            return
         self._serve(Visitor(self._core, sock, address))
 
     def go_on(self, sock: Socket, moved: Moved) -> None:
@@ -179,6 +188,7 @@ class Visitor:
         except (OSError, SessionError):
             self._abandon()
         except ProxyHeaderError:
+            self._core.tally.refuse(Refusal.PROXY_HEADER)
             self.end.abort()
         finally:
             self._abandon()
@@ -239,15 +249,19 @@ class Visitor:
         """
         request = http1.parse_request_head(head, self.request_limits)
         route = find_route(self._core, request, self.client[0])
-        tunnel_id = route.id if isinstance(route, Tunnel) else ""
-        exchange = self.exchange = Exchange(self, request, tunnel_id)
+        tunnel = route if isinstance(route, Tunnel) else None
+        exchange = self.exchange = Exchange(self, request, tunnel)
         self._core.begin()
+        self.sink.rate = None
+        if isinstance(route, Tunnel) and route.budget is not None:
+            route = self._admit(exchange, route)
         try:
             if isinstance(route, Failure):
                 exchange.fail(route)
             else:
                 self.forwarder.forward(exchange, route)
         except MessageError as error:
+            self._core.tally.refuse(Refusal.REQUEST)
             exchange.fail(Failure(error.status, f"Your request's body was not understood: {error}."))
         except SessionError as error:
             if self._withdraw(exchange, head):
@@ -256,6 +270,15 @@ class Visitor:
         if request.upgrade and not exchange.over:
             self._continue_upgraded(exchange)
         return True
+
+    def _admit(self, exchange: Exchange, tunnel: Tunnel) -> Tunnel | Failure:
+        """The tunnel if it may have another visitor, else what he is told."""
+        budget: TunnelBudget = tunnel.budget
+        if failure := budget.admit():
+            return failure
+        exchange.budget = budget
+        self.sink.rate = budget.rate
+        return tunnel
 
     def _move(self, head: bytes = b"") -> bool:
         """Between two requests: moves to the process that serves now, if there is one. Blocks.
@@ -277,8 +300,14 @@ class Visitor:
             self.exchange = exchange
             return False
         exchange.over = True
-        self._core.end()
+        self._leave(exchange)
         return True
+
+    def _leave(self, exchange: Exchange) -> None:
+        """An exchange is no longer carried here."""
+        self._core.end()
+        if exchange.budget is not None:
+            exchange.budget.leave()
 
     def _continue_upgraded(self, exchange: Exchange) -> None:
         """After the service's 101 the connection is opaque; before it, it is not."""
@@ -288,22 +317,31 @@ class Visitor:
         if exchange.over or stream is None:
             return
         if self._buffer:
+            if self.sink.rate is not None:
+                self.sink.rate.pass_all(len(self._buffer))
             stream.sendall(self._buffer)
             self._buffer.clear()
-        pump(stream, self.end)
+        pump(stream, self.end, rate=self.sink.rate)
         self.sink.wait_done()
         exchange.end_upgraded()
 
     # -- what the exchange calls; nothing here blocks -------------------------
 
-    def answer(self, failure: Failure, accept: bytes, *, close: bool, head_only: bool) -> None:
-        """Sends an answer of the server's own."""
-        self.sink.write(failure.answer(accept, close=close, head_only=head_only), 0)
+    def answer(self, failure: Failure, accept: bytes, *, close: bool, head_only: bool = False) -> int:
+        """Sends an answer of the server's own; the bytes of its body."""
+        answer = failure.answer(accept, close=close, head_only=head_only)
+        self.sink.write(answer, 0)
+        return len(answer) - answer.index(b"\r\n\r\n") - 4
+
+    def client_of(self, request: http1.RequestHead) -> str:
+        """The IP address behind ``request``: this connection's, unless a trusted proxy says otherwise."""
+        told = http1.client_from_forwarding(request, self.forwarder.forwarding, self._core.is_trusted)
+        return told.client
 
     def exchange_over(self, exchange: Exchange) -> None:
         """The exchange has ended; the next one may begin, or the connection ends."""
         self._core.observe(exchange)
-        self._core.end()
+        self._leave(exchange)
         self.exchange = None
         self._served = True
         self.sink.part()
@@ -360,7 +398,10 @@ class Visitor:
         """Answers a request that cannot be understood, and ends the connection."""
         failure = Failure(error.status, f"Your request was not understood: {error}.")
         if not self.finished:
-            self.sink.write(failure.answer(accept, close=True), 0)
+            since = self.head_since or time.monotonic()
+            sent = self.answer(failure, accept, close=True)
+            self._core.tally.refuse(Refusal.REQUEST)
+            self._core.observe(Refused(self.client[0], failure.request_id, failure.status, sent, since))
             self.finish()
 
     def _linger(self) -> None:

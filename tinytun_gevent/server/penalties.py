@@ -1,88 +1,89 @@
-"""Guessing tokens has to be slow: what refusals cost the address that they came from.
+"""What guessing at tokens costs: an address that was refused has to wait, longer each time.
 
-As with sshd's PerSourcePenalties each costs a time, times add up to a maximum and run off by themselves.
-Only when :data:`THRESHOLD` has come together is the address turned away, and then until all of it has run
-off: so a mistake or two cost nothing. Nobody is kept waiting on an open socket.
+The idea is that of sshd's PerSourcePenalties: nothing is held open meanwhile. Who has to wait is refused
+whatever he shows, or the wait would be none; his tunnels that are open are not touched by it.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
-from ipaddress import ip_address
+import time
+from dataclasses import dataclass
 from typing import Final
 
-WRONG: Final = 5.0
-"""Seconds for a token that nobody has: sshd's price of a wrong password; 6 million guesses take a year."""
+from tinytun_gevent.server.addresses import network_of
 
-MISSING: Final = 1.0
-"""Seconds for none at all, or one that has expired: nothing was guessed, but it should not go on for ever."""
+FREE: Final = 3.0
+"""Wrong tokens of one address without a wait: a typing mistake is none of an attacker's guesses."""
 
-THRESHOLD: Final = 12.0
-"""Seconds that must have come together before an address is turned away: three wrong tokens in 3 s do it."""
+FIRST: Final = 5.0
+"""Seconds of the first wait. Each further wrong token doubles it."""
 
-MAXIMUM: Final = 600.0
-"""Seconds to which they add up at most, as in sshd: who has mended his mistake is not shut out for a day."""
+LONGEST: Final = 300.0
+"""Seconds of a wait at most: somebody else may have been given that address by then."""
 
-MOST_SOURCES: Final = 16_384
-"""Sources that are remembered, at some 200 bytes each."""
+FORGET: Final = 600.0
+"""Seconds after a wait for which an address keeps its history."""
 
-MOST_FRIENDS: Final = 16_384
-"""Pairs of an account and an address that it has come from, likewise."""
+LAPSE: Final = 0.25
+"""What a missing or expired token counts: it is no guess, but again and again it is no mistake either."""
+
+MOST_LAPSES: Final = FREE + 2
+"""What those come to at most, a wait of 10 s: one client in an office that was not told of the token must not
+keep its others out for long."""
+
+MOST: Final = 16_384
+"""Addresses that are remembered; 3 MB."""
 
 
-def source_of(ip: str) -> str:
-    """What of an address is one source: for IPv6 the network of 64 bits that one user has as a whole."""
-    if ":" not in ip:
-        return ip
-    return ip_address(ip).packed[:8].hex()
+@dataclass(slots=True)
+class _Record:
+    #: How many wrong tokens it was.
+    score: float = 0.0
+    #: Until when it is refused, in monotonic seconds.
+    until: float = 0.0
 
 
 class Penalties:
-    """Who has to wait, and who does not although others at his address have guessed.
+    """The addresses that were refused of late; of IPv6 addresses, each /64 is one."""
 
-    Times are monotonic seconds. When there is no room for another source the half that has least to wait is
-    forgotten; so it takes thousands of other sources that have guessed more to be forgotten sooner.
-    """
-
-    def __init__(self, most: int = MOST_SOURCES) -> None:
+    def __init__(self, most: int = MOST) -> None:
         self._most = most
-        #: When each source has nothing left to wait, and whether it is turned away until then.
-        self._until: dict[str, tuple[float, bool]] = {}
-        self._friends: OrderedDict[tuple[str, str], None] = OrderedDict()
-
-    def add(self, source: str, cost: float, now: float) -> None:
-        """A refusal has cost ``source`` so many seconds more."""
-        until, shut = self._until.get(source, (0.0, False))
-        shut = shut and until > now
-        until = min(max(until, now) + cost, now + MAXIMUM)
-        if source not in self._until and len(self._until) >= self._most:
-            self._make_room()
-        self._until[source] = until, shut or until - now >= THRESHOLD
-
-    def left(self, source: str, now: float) -> float:
-        """Seconds for which ``source`` is turned away; 0 if it is not."""
-        until, shut = self._until.get(source, (0.0, False))
-        if until <= now:
-            self._until.pop(source, None)
-            return 0.0
-        return until - now if shut else 0.0
-
-    def befriend(self, source: str, account_id: str) -> None:
-        """The account has come from there: what others do from there is not its fault from now on."""
-        pair = source, account_id
-        self._friends[pair] = None
-        self._friends.move_to_end(pair)
-        if len(self._friends) > MOST_FRIENDS:
-            self._friends.popitem(last=False)
-
-    def is_friend(self, source: str, account_id: str) -> bool:
-        return (source, account_id) in self._friends
+        self._records: dict[str | int, _Record] = {}
 
     def __len__(self) -> int:
-        return len(self._until)
+        return len(self._records)
 
-    def _make_room(self) -> None:
-        """Seldom, because it looks at all of them: for every half of them that is new."""
-        keep = heapq.nlargest(self._most // 2, self._until.items(), key=lambda item: item[1][0])
-        self._until = dict(keep)
+    def wait(self, ip: str, now: float | None = None) -> float:
+        """Seconds for which ``ip`` is still refused; 0 if it is not."""
+        record = self._records.get(network_of(ip))
+        return 0.0 if record is None else max(0.0, record.until - (time.monotonic() if now is None else now))
+
+    def guessed(self, ip: str, now: float | None = None) -> None:
+        """A wrong token came from ``ip``."""
+        self._add(ip, 1.0, float("inf"), now)
+
+    def lapsed(self, ip: str, now: float | None = None) -> None:
+        """No token came from ``ip``, or one that was valid once."""
+        self._add(ip, LAPSE, MOST_LAPSES, now)
+
+    def _add(self, ip: str, weight: float, most: float, now: float | None) -> None:
+        now = time.monotonic() if now is None else now
+        key = network_of(ip)
+        record = self._records.get(key)
+        if record is None or now > record.until + FORGET:
+            if record is None and len(self._records) >= self._most:
+                self._make_room(now)
+            record = self._records[key] = _Record()
+        record.score = max(record.score, min(record.score + weight, most))
+        over = record.score - FREE
+        seconds = FIRST * 2 ** min(over - 1, 16) if over > 0 else 0.0
+        record.until = now + min(seconds, LONGEST)
+
+    def _make_room(self, now: float) -> None:
+        """Forgets a sixteenth, whose waits end first: nobody loses his own by using other addresses."""
+        least = heapq.nsmallest(
+            max(1, self._most // 16), self._records.items(), key=lambda item: (item[1].until, item[1].score)
+        )
+        for key, _ in least:
+            del self._records[key]

@@ -23,9 +23,9 @@ from gunicorn.workers.ggevent import GeventWorker
 from .. import __version__, garbage
 from ..errors import UsageError
 from ..registry import Record
-from . import logs
+from . import logs, tokens
 from .app import Serving
-from .config import ServerConfig, open_to_all
+from .config import ServerConfig
 from .handover import Handover, Predecessor, Successor, take_over
 
 log = logging.getLogger("tinytun_gevent.server")
@@ -59,25 +59,26 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         """Called last before `run`, when the sockets are gevent's and signals are ours."""
         overrides: Mapping[str, str] = getattr(self.app, "overrides", {})
         self._config = ServerConfig.from_environ(os.environ, overrides)
-        logs.configure(self._config.log_level)
+        logs.configure(self._config.log_level, self._config.log_format)
+        logs.adopt(gevent.get_hub())
         self._stopping = Event()
-        try:
-            self._serving = Serving(self._config, self.sockets)
-        except UsageError as error:  # AUTH_FILE has been edited since the master looked at it
-            log.error("no worker can serve: %s", error)
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+        self._serving = Serving(self._config, self.sockets)
 
     def run(self) -> None:
         """Serves; returns when everything has been drained."""
         predecessor = self._take_over()
-        self._serving.start(predecessor)
+        try:
+            self._serving.start(predecessor)
+        except UsageError as error:  # AUTH_FILE has been edited since the worker before has read it
+            log.error("no worker can serve: %s", error)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
         garbage.calm()
         self._offer()
         if predecessor is not None:
             self._welcome(predecessor)
-        elif warning := open_to_all(self._config):
-            log.warning("%s", warning)
         self._announce()
+        if predecessor is None and (notice := tokens.notice(self._serving.config)):
+            log.warning("%s", notice)
         while self.alive:
             self.notify()
             self._stopping.wait(NOTIFY)
@@ -148,6 +149,7 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
             if self._hurried and patience:
                 drain.kill(block=False)
                 break
+        self._serving.close_logs()
         log.info("stopped%s", "" if drain.ready() and drain.value else ": some exchanges were cut off")
 
     def _patience(self) -> float:
@@ -155,6 +157,13 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         if self._serving.core.successor is None:
             return self._config.drain_timeout
         return self._config.reload_timeout
+
+    def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
+        """USR1, which the master passes on: the log files have been moved away."""
+        super().handle_usr1(sig, frame)
+        serving = getattr(self, "_serving", None)
+        if serving is not None:
+            gevent.spawn(serving.reopen_logs)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """TERM: drain."""
