@@ -213,7 +213,7 @@ class Listener:
     def _withdraw(self, tunnel: Tunnel, request: OpenRequest) -> None:
         """A claim has failed: its owner keeps what he had, a lease or sessions; anybody else had nothing."""
         tunnel.promised -= 1
-        leased = tunnel.leased_until is not None and request.resume
+        leased = tunnel.leased_until is not None and (request.resume or tunnel.opener)
         if not leased and not tunnel.sessions and not tunnel.promised:
             self.release(tunnel)
 
