@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from tinytun_gevent import __version__, cli, errors
-from tinytun_gevent.client import command, state
+from tinytun_gevent.client import command, credentials, state
 from tinytun_gevent.client import config as client_config
 from tinytun_gevent.server import config as server_config
+from tinytun_gevent.server.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tinytun_gevent"
@@ -80,7 +81,7 @@ def test_the_client_defaults_are_those_of_the_config() -> None:
 
 def test_each_client_option_is_a_parameter_of_the_config_or_of_the_command() -> None:
     flags = {re.findall(r"--[\w-]+", text)[0] for text, _, _ in docopt_options(cli.CLIENT)}
-    of_the_command = {"--target", "--quiet", "--log-level", "--debug", "--help", "--version"}
+    of_the_command = {"--all", "--target", "--quiet", "--log-level", "--debug", "--help", "--version"}
     names = set(inspect.signature(client_config.make_config).parameters) - {"target", "kind", "environ"}
     assert flags - of_the_command == {"--" + name.replace("_", "-") for name in names}
 
@@ -90,6 +91,7 @@ def test_the_client_variables_are_in_the_readme() -> None:
     variables = re.findall(r"(?m)^  ([A-Z_]+)  ", section)
     assert variables == [
         client_config.SERVER_VARIABLE,
+        credentials.TOKEN_VARIABLE,
         state.DIRECTORY_VARIABLE,
         "HTTPS_PROXY",
         "NO_PROXY",
@@ -105,7 +107,8 @@ def test_the_server_tables_are_the_config() -> None:
 
 def test_the_server_docopt_text_is_the_config() -> None:
     described = docopt_options(cli.SERVER)
-    own = [option for option in described if option[0].split()[0] not in {"--check", "--debug", "-h,", "-V,"}]
+    of_the_command = {"--json", "--check", "--debug", "-h,", "-V,", *cli.NOT_VARIABLES}
+    own = [option for option in described if option[0].split()[0] not in of_the_command]
     variables = server_config.variables()
     assert [flags.split()[0] for flags, _, _ in own] == [variable.flag for variable in variables]
     for (_, default, meaning), variable in zip(own, variables, strict=True):
@@ -163,10 +166,12 @@ def test_every_command_in_the_readme_is_understood() -> None:
         environ = dict(word.split("=", 1) for word in words[:start])
         if words[start] == "tinytun":
             arguments = cli.parse("tinytun", cli.CLIENT, words[start + 1 :])
-            client_config.config_from_arguments(arguments, environ)
+            if not arguments["login"] and not arguments["logout"]:
+                client_config.config_from_arguments(arguments, environ)
         else:
             arguments = cli.parse("tinytun-server", cli.SERVER, words[start + 1 :])
-            server_config.ServerConfig.from_environ(environ, cli.server_overrides(arguments))
+            if not arguments["token"]:
+                server_config.ServerConfig.from_environ(environ, cli.server_overrides(arguments))
 
 
 def test_the_library_example_runs(tmp_path: Path) -> None:
@@ -330,7 +335,7 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 def test_every_foreign_import_is_declared() -> None:
-    modules_of = {"docopt-ng": "docopt"}
+    modules_of = {"docopt-ng": "docopt", "prometheus-client": "prometheus_client"}
     allowed = {modules_of.get(package, package) for package in declared()["needed"]}
     for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -339,3 +344,21 @@ def test_every_foreign_import_is_declared() -> None:
                 names = [node.module or ""]
             for top in {other.split(".")[0] for other in names} - {"tinytun_gevent", "_typeshed"}:
                 assert top in sys.stdlib_module_names or top in allowed, f"{name} imports {top}"
+
+
+# -- what the operator sees ----------------------------------------------------
+
+
+def test_the_metrics_table_is_the_code() -> None:
+    table = rows(README, "Metric", "Labels", "Meaning")
+    assert [(name, meaning) for name, _, meaning in table] == list(METRICS.items())
+    names = {name: re.findall(r"(?:^|; )(\w+)", labels) for name, labels, _ in table if labels}
+    assert names["tinytun_goaways_total"] == ["direction", "reason"]
+    assert set(names) >= {"tinytun_tunnels", "tinytun_refusals_total", "tinytun_exchanges_total"}
+
+
+def test_the_paths_are_those_that_are_answered() -> None:
+    paths = [path for path, _ in rows(README, "Path", "What it answers")]
+    source = (PACKAGE / "server" / "metadata.py").read_text("utf-8")
+    answered = set(re.findall(r'path == "(/\w+)"', source)) | {"/tunnels/<name>"}
+    assert set(paths) == answered

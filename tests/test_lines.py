@@ -77,7 +77,7 @@ def test_a_full_disk_and_a_mistaken_call_raise_nothing(
         os.close(full)
     told, mistake = os.read(pipe[0], 4096).decode().splitlines()
     assert told == f"2 log lines are missing: {os.strerror(errno.ENOSPC)}"
-    assert mistake.startswith("a log line could not be put together: TypeError(")
+    assert mistake.startswith("a log line could not be put together: TypeError")
     assert capsys.readouterr() == ("", "")
 
 

@@ -12,10 +12,14 @@ from typing import Any
 
 import gevent
 import pytest
+import support
+from raw_client import RawClient
 
-from tinytun_gevent import TunnelServer
+from tinytun_gevent import TunnelServer, __version__
 from tinytun_gevent.background import run_in_hub
 from tinytun_gevent.server import addresses, metadata_host
+from tinytun_gevent.server.account import Account
+from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.wire.handshake import Kind
 
 DEADLINE = 10.0
@@ -62,7 +66,7 @@ def test_the_shape_is_the_originals(server: TunnelServer) -> None:
         server.registry.establish(tunnel)
     status, _, value = ask(server, "/tunnels")
     assert status == 200
-    assert value == [
+    assert [{key: one[key] for key in ("id", "name", "read_bytes", "written_bytes")} for one in value] == [
         {"id": http_tunnel.id, "name": {"Subdomain": "app"}, "read_bytes": 0, "written_bytes": 0},
         {"id": tcp_tunnel.id, "name": {"PortNumber": 30000}, "read_bytes": 0, "written_bytes": 0},
     ]
@@ -209,3 +213,112 @@ def test_without_gunicorn_the_answers_are_the_same(monkeypatch: pytest.MonkeyPat
         with socket.create_connection(("127.0.0.1", server.metadata_port), timeout=DEADLINE) as sock:
             sock.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
             assert b"400" in sock.recv(1000)
+
+
+# -- how the server is -----------------------------------------------------------------------------
+
+
+def test_a_tunnel_says_who_opened_it_and_since_when(server: TunnelServer) -> None:
+    tunnel = server.registry.claim(Kind.HTTP, subdomain="app", remote="192.0.2.7:40000")
+    server.registry.establish(tunnel)
+    tunnel.account = Account(label="alice")
+    tunnel.since = 1_700_000_000.5
+    port = server.registry.claim(Kind.TCP_PORT, port=30000)
+    server.registry.establish(port)
+    about = ask(server, "/tunnels/app")[2]
+    assert about == {
+        "id": tunnel.id,
+        "name": {"Subdomain": "app"},
+        "read_bytes": 0,
+        "written_bytes": 0,
+        "kind": "http",
+        "url": server.url_of("app"),
+        "since": "2023-11-14T22:13:20Z",
+        "remote": "192.0.2.7:40000",
+        "label": "alice",
+        "visitors": 0,
+        "sessions": 0,
+    }
+    assert ask(server, "/tunnels")[2][0] == about
+    other = ask(server, "/tunnels/30000")[2]
+    assert (other["kind"], other["url"], other["label"]) == ("tcp", None, "")
+
+
+def test_visitors_count_while_they_are_there(server: TunnelServer) -> None:
+    with RawClient(server) as client, support.connect(server.proxy_port) as sock:
+        sock.sendall(support.request())
+        stream, _ = client.next_request()
+        about = ask(server, "/tunnels/demo")[2]
+        assert (about["visitors"], about["sessions"]) == (1, 1)
+        assert about["remote"] == f"127.0.0.1:{client.sock.getsockname()[1]}"
+        assert ask(server, "/status")[2]["visitors"] == {"http": 1, "tcp": 0}
+        client.send(stream, support.respond())
+        assert support.read_response(sock).status == 200
+        support.eventually(lambda: ask(server, "/tunnels/demo")[2]["visitors"] == 0)
+
+
+def test_the_status_is_the_whole(server: TunnelServer) -> None:
+    status = ask(server, "/status")[2]
+    assert (status["version"], status["draining"], status["tunnels"]) == (__version__, False, [])
+    assert status["uptime_seconds"] >= 0
+    assert set(status["refusals"]) == {reason.value for reason in Refusal}
+    assert status["connections"]["metadata"] == 1
+
+
+def test_a_server_that_serves_is_well_and_ready(server: TunnelServer) -> None:
+    assert ask(server, "/healthz")[0] == 200
+    assert ask(server, "/ready")[0] == 200
+
+
+def test_one_that_is_paused_or_draining_or_full_is_not_ready(server: TunnelServer) -> None:
+    serving = server._serving
+    assert serving is not None
+    run_in_hub(serving.pause)
+    status, _, value = ask_paused(server, "/ready")
+    assert (status, value["reason"]) == (503, "not accepting")
+    assert ask_paused(server, "/healthz")[0] == 200
+    run_in_hub(serving.resume)
+    assert ask(server, "/ready")[0] == 200
+    serving._servers[2]._limit = 1
+    with socket.create_connection(("127.0.0.1", server.proxy_port), timeout=DEADLINE):
+        support.eventually(lambda: ask(server, "/ready")[0] == 503)
+    support.eventually(lambda: ask(server, "/ready")[0] == 200)
+    server.core.draining = True
+    status, _, value = ask(server, "/ready")
+    assert (status, value["reason"]) == (503, "draining")
+    assert ask(server, "/healthz")[0] == 200
+    server.core.draining = False
+
+
+def ask_paused(server: TunnelServer, path: str) -> tuple[int, Any, Any]:
+    """Asks while all ports are paused, which the metadata API's own is with them."""
+    assert server._serving is not None
+    run_in_hub(server._serving._servers[0].resume)
+    return ask(server, path)
+
+
+def test_a_load_balancer_needs_no_host(server: TunnelServer) -> None:
+    for path, status in (("/healthz", 200), ("/ready", 200), ("/tunnels", 421), ("/metrics", 421)):
+        with socket.create_connection(("127.0.0.1", server.metadata_port), timeout=DEADLINE) as sock:
+            sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            assert sock.makefile("rb").readline().split()[1] == str(status).encode()
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/ready", "/metrics", "/status"])
+def test_no_web_page_can_ask_how_the_server_is(server: TunnelServer, path: str) -> None:
+    assert ask(server, path, host="evil.example")[0] == 421
+    assert ask(server, path, method="POST")[0] == 405
+
+
+def test_a_request_that_is_not_understood_is_not_quoted_in_the_log(
+    server: TunnelServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG"):
+        for head in (b"GET /?secret HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nAuthorization secret\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", server.metadata_port), timeout=DEADLINE) as sock:
+                sock.sendall(head)
+                assert sock.recv(1000).startswith(b"HTTP/1.1 400 ")
+        with socket.create_connection(("127.0.0.1", server.metadata_port), timeout=DEADLINE) as sock:
+            sock.sendall(b"GET /?secret")
+    assert "not understood" in caplog.text
+    assert "secret" not in caplog.text

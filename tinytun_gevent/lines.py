@@ -36,11 +36,17 @@ class LineHandler(logging.Handler):
         try:
             line = self.format(record)
         except Exception as error:  # a mistake in a log call must not end what it tells of
-            line = f"a log line could not be put together: {error!r}"
-        if self._lost and not self._write(f"{self._lost} log lines are missing: {self._reason}"):
+            line = self._notice(f"a log line could not be put together: {type(error).__name__}")
+        missing = f"{self._lost} log lines are missing: {self._reason}"
+        if self._lost and not self._write(self._notice(missing)):
             self._lost += 1
             return
         self._lost = 0 if self._write(line) else 1
+
+    def _notice(self, text: str) -> str:
+        """A line of our own, in the form that the others have."""
+        form = getattr(self.formatter, "notice", None)
+        return text if form is None else str(form(text))
 
     def _write(self, line: str) -> bool:
         """Whether all of a line could be written."""
@@ -61,7 +67,7 @@ class LineHandler(logging.Handler):
         """Whether the next piece leaves without waiting; there is no patience while lines are being lost."""
         if not hasattr(select, "poll"):  # Windows
             return True
-        poll = _poll()
+        poll = native_poll()
         poll.register(self._descriptor, select.POLLOUT)
         return bool(poll.poll(0) or (not self._lost and poll.poll(PATIENCE)))
 
@@ -74,7 +80,7 @@ def line_handler(stream: TextIO | None) -> logging.Handler:
         return logging.StreamHandler(stream)
 
 
-def _poll() -> Any:
-    """The system's own: gevent's would run other greenlets, who log too."""
+def native_poll() -> Any:
+    """The system's own poll object: gevent's would run other greenlets, who log too."""
     monkey = sys.modules.get("gevent.monkey")
     return (select.poll if monkey is None else monkey.get_original("select", "poll"))()

@@ -106,6 +106,8 @@ class Session:
         self.goaway_received = False
         #: What it said of the reason (RFC 9113 §7).
         self.goaway_code = NO_ERROR
+        #: What it says about why, as it came.
+        self.goaway_reason = b""
         self.goaway_sent = False
         #: How many streams the peer takes at once.
         self.peer_max_streams = 0
@@ -119,6 +121,8 @@ class Session:
         self.on_room: Callable[[Session], None] | None = None
         #: Called when the peer's GOAWAY has come; must not block.
         self.on_goaway: Callable[[Session], None] | None = None
+        #: Called with the code of each GOAWAY that is sent (RFC 9113 §7); must not block.
+        self.on_goaway_sent: Callable[[int], None] | None = None
         self._incoming = Incoming(self)
 
     # -- life ---------------------------------------------------------------
@@ -152,7 +156,7 @@ class Session:
         if not self.goaway_sent and not self.closing:
             self.goaway_sent = True
             self.guard.leaving(self.max_streams)
-            self.writer.control(http2.goaway(self.conn.highest_inbound_stream_id))
+            self._send_goaway(NO_ERROR, b"")
 
     def close(self, error: SessionError | None = None, code: int = NO_ERROR) -> None:
         """Ends the session: GOAWAY, every stream aborted, the socket closed. Never blocks.
@@ -165,7 +169,7 @@ class Session:
         self.error = error
         if not self.goaway_sent or code:
             reason = str(error).encode("ascii", "replace") if code else b""
-            self.writer.control(http2.goaway(self.conn.highest_inbound_stream_id, code, reason))
+            self._send_goaway(code, reason, arrives=bool(code) or error is None)
         else:
             self.writer.control()  # what was to leave when this round of the event loop is over
         ended = error or SessionClosedError("the session was closed")
@@ -182,6 +186,12 @@ class Session:
         self.closed.set()
         for notify in self.on_close:
             notify(self)
+
+    def _send_goaway(self, code: int, reason: bytes, *, arrives: bool = True) -> None:
+        """``arrives``: not where the connection is lost, or the peer dead."""
+        if arrives and self.on_goaway_sent is not None:
+            self.on_goaway_sent(code)
+        self.writer.control(http2.goaway(self.conn.highest_inbound_stream_id, code, reason))
 
     def _hang_up(self) -> None:
         """Closes the socket as soon as the GOAWAY is on its way."""

@@ -90,6 +90,12 @@ class Acceptor(StreamServer):
         #: Whether nothing is to be accepted for now, whatever there is room for.
         self.paused = False
 
+    @property
+    def accepts(self) -> bool:
+        """Whether the next one who connects is served at once."""
+        full = self.connections >= self._limit
+        return bool(self.started) and not (self.paused or self._starved or full)
+
     def full(self) -> bool:
         """Whether there are as many connections as there may be."""
         if self.connections >= self._limit:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+
+from ..rights import ANYTHING, Rights
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Account:
     limits: Limits = Limits()
     #: For each of them.
     each: Limits = Limits()
+    #: Which names and ports he may take.
+    rights: Rights = field(default=ANYTHING, compare=False, repr=False)
 
 
 ANYBODY: Final = Account()

@@ -21,7 +21,9 @@ from gevent import socket
 from ..background import run_in_hub
 from ..errors import TunnelError
 from ..registry import Record, Registry
+from . import tokens
 from .accepting import Acceptor
+from .accesslog import AccessLog
 from .addresses import bracketed, listen_all, plain
 from .config import ServerConfig, server_url
 from .core import ServerCore
@@ -30,6 +32,7 @@ from .handover import Predecessor, Successor
 from .leases import Leases
 from .listener import Listener
 from .metadata import MetadataApp
+from .sight import Sight
 from .tcp import TcpFront
 
 if TYPE_CHECKING:
@@ -67,7 +70,10 @@ class Serving:
         self._listener, self._edge, self._tcp = listener, edge, tcp
         self._following: gevent.Greenlet[[Predecessor], None] | None = None
         self._leases = Leases(core.registry, core.storage, listener.release)
-        self._metadata = _metadata_host(MetadataApp(core.registry, self.config))
+        self._access_log = AccessLog(config.access_log) if config.access_log else None
+        #: What the operator sees.
+        self.sight = Sight(core, self._connections, self._accepts)
+        self._metadata = _metadata_host(MetadataApp(self.sight))
         handlers: list[Handler] = [
             partial(self._metadata.serve, sockets[0]),
             listener.handle,
@@ -88,11 +94,43 @@ class Serving:
         the ports of TCP tunnels are its own where it is still there to pass them on.
         """
         self.core.start()
+        problem = self.core.auth.problem
+        if predecessor is not None and problem is not None:
+            raise problem  # the process before goes on, with what it knows
         records, ports = (predecessor.records, predecessor.ports) if predecessor else (None, {})
         self._listener.restore(self._leases.start(records), ports)
+        self.core.auth.on_change = self._listener.review
+        self._listener.review()
         self.core.clock.watch(self._leases)
+        self.sight.lag.start()
+        if self._access_log is not None:
+            self._access_log.file.reopen()  # so that whoever cannot be written is told of at once
+            self.core.observers.append(self._access_log)
+            self.core.clock.watch(self._access_log.file)
         for server in self._servers:
             server.start()
+
+    # -- what the operator sees -------------------------------------------------
+
+    def _connections(self) -> dict[str, int]:
+        """Connections that are served now, by port."""
+        names = [variable.lower().removesuffix("_port") for variable, _, _ in self.config.listeners()]
+        counts = [server.connections for server in self._servers]
+        return {**dict(zip(names, counts, strict=True)), "tcp": self._listener.ports.connections}
+
+    def _accepts(self) -> bool:
+        """Whether everybody gets in on all ports; the metadata API's own is not asked for."""
+        return all(server.accepts for server in self._servers[1:])
+
+    def reopen_logs(self) -> None:
+        """The files have been moved away: goes on with new ones."""
+        if self._access_log is not None:
+            self._access_log.file.reopen()
+
+    def close_logs(self) -> None:
+        """Writes what has not been written yet; idempotent."""
+        if self._access_log is not None:
+            self._access_log.file.close()
 
     # -- from one process to the next -----------------------------------------
 
@@ -128,20 +166,25 @@ class Serving:
     def stop(self, deadline: float) -> bool:
         """Stops accepting at once, drains until ``deadline`` (monotonic seconds), closes everything.
 
-        Blocks. Returns whether all exchanges ended by themselves.
+        Blocks. Returns whether all exchanges ended by themselves. The metadata API answers to the end,
+        unless another process does already: a load balancer is to hear that this one is not ready.
         """
-        for server in self._servers:
+        metadata, *others = self._servers
+        for server in others:
             server.close()
-        self._metadata.close()
         self._leases.freeze()
         ended = self.core.drain(deadline)
         if self.core.successor is not None:  # those that are moving count as nothing that runs
             if self._following is not None:
                 self._following.join(max(0.0, deadline - time.monotonic()))
             self._edge.wait_gone(deadline - time.monotonic())
+        metadata.close()
+        self._metadata.close()
+        self.sight.lag.stop()
         self.core.workers.join(LAST_WORDS)
         self.core.workers.kill()
         self.core.workers.join(LAST_WORDS)
+        self.close_logs()
         return ended
 
 
@@ -183,12 +226,15 @@ class TunnelServer:
         self._serving: Serving | None = None
 
     def start(self) -> Self:
-        """Binds the ports and serves. Raises UsageError, with nothing left bound, if one cannot be."""
+        """Binds the ports and serves. Raises UsageError, with nothing left bound, if one cannot be, or if
+        ``auth_file`` cannot be read."""
         if self._serving is None:
             run_in_hub(self._start)
         return self
 
     def _start(self) -> None:
+        if self.config.auth_file:
+            tokens.read(self.config)
         native = listen_all(self.config.listeners(), self.config.backlog)
         sockets = [socket.socket(sock.family, sock.type, sock.proto, sock.detach()) for sock in native]
         serving = Serving(self.config, sockets)

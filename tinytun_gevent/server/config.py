@@ -100,6 +100,18 @@ class ServerConfig:
         settings.NETWORKS,
         "addresses and CIDRs whose PROXY headers and forwarding fields are believed, comma-separated",
     )
+    auth_file: str = _option(
+        "AUTH_FILE",
+        "",
+        settings.FILE,
+        "file with the tokens of those who may open tunnels; without it, everybody may",
+    )
+    reserved_names: tuple[str, ...] = _option(
+        "RESERVED_NAMES",
+        "",
+        settings.PATTERNS,
+        "subdomains that nobody gets, comma-separated; * stands for any characters",
+    )
     peers: tuple[PeerAddress, ...] = _option(
         "PEERS",
         "",
@@ -114,6 +126,15 @@ class ServerConfig:
         "info",
         settings.LEVEL,
         "off, error, warn, info, debug or trace; RUST_LOG is understood as well",
+    )
+    log_format: str = _option(
+        "LOG_FORMAT", "text", settings.LOG_FORMAT, "text, or json: an object a line, with its fields as keys"
+    )
+    access_log: str = _option(
+        "ACCESS_LOG",
+        "",
+        settings.LOG_FILE,
+        "file for a line about each HTTP exchange, in the combined format; -: standard output",
     )
     head_bytes: int = _count(
         "HEAD_BYTES", "16384", "longest request head, in bytes (431 beyond it)", low=1024, high=1 << 20

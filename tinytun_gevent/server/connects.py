@@ -6,12 +6,12 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from ipaddress import IPv6Address
 from typing import Final
 
 import gevent
 
 from tinytun_gevent.bucket import Bucket
+from tinytun_gevent.server.addresses import network_of
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.tally import Refusal, Tally
 from tinytun_gevent.sockets import End
@@ -36,9 +36,6 @@ is closed, which may take it from him again."""
 
 HEARD: Final = 1.0
 """Seconds for the request of such a one, and again for him to read the answer and close."""
-
-NETWORK: Final = 64
-"""Bits of an IPv6 address that count: one customer gets the others, to change them as he likes."""
 
 
 class Connects:
@@ -116,7 +113,7 @@ class Connects:
 
     def _bucket(self, ip: str) -> Bucket:
         """The bucket of an address, now the one that was used last."""
-        key = _network_of(ip)
+        key = network_of(ip)
         bucket = self._buckets.pop(key, None)
         if bucket is None:
             if len(self._buckets) >= REMEMBERED:
@@ -136,8 +133,3 @@ class Connects:
 def _read_out(end: End) -> None:
     while end.recv(READ_SIZE):
         pass
-
-
-def _network_of(ip: str) -> str | int:
-    """What an address is counted as."""
-    return int(IPv6Address(ip)) >> (128 - NETWORK) if ":" in ip else ip

@@ -19,11 +19,13 @@ from ..wire.handshake import OpenRequest
 from ..wire.http1 import HeadLimits
 from ..workers import Workers
 from .account import Account
+from .auth import Auth
 from .budgets import Budgets
 from .config import ServerConfig
 from .connects import Connects
 from .deadlines import Clock
 from .handover import Moved, Successor
+from .observed import Observed, log_exchange
 from .peers import Peers
 from .pool import StreamPool
 from .storage import Storage
@@ -50,19 +52,6 @@ class Front(Protocol):
         """Closes what is idle, lets what is busy finish; must not block."""
 
 
-class Observed(Protocol):
-    """What `ServerCore.observe` learns of an exchange that is over."""
-
-    #: Which tunnel carried it; ``""`` if none did.
-    tunnel_id: str
-    #: The final answer's status; 0 if there was none.
-    status: int
-    #: Bytes of the answer's body.
-    response_bytes: int
-    #: When it began, in monotonic seconds.
-    started_at: float
-
-
 class ServerCore:
     """One server without its sockets: every handler gets it, the worker and TunnelServer own it.
 
@@ -85,8 +74,8 @@ class ServerCore:
         #: What is counted, for the operator.
         self.tally = Tally()
         self._trusted = config.trusted()
-        #: Who opens a tunnel on a server without tokens: nobody in particular.
-        self._anybody = Account(each=config.tunnel_limits)
+        #: Who may open tunnels.
+        self.auth = Auth(config, self.tally, self.is_trusted)
         #: What accounts and tunnels use of what they may.
         self.budgets = Budgets(self.tally)
         #: How often visitors' addresses connect; None if they may as often as they like.
@@ -118,12 +107,14 @@ class ServerCore:
         self._received = Shares()
         self._sent = Shares()
         #: Called with every exchange that is over; must not block.
-        self.observers: list[Callable[[Observed], None]] = [_log_exchange]
+        self.observers: list[Callable[[Observed], None]] = [log_exchange]
 
     def start(self) -> None:
         """Begins to resolve the peers' names; does not block."""
         self.peers.start()
         self.clock.watch(self.budgets)
+        self.auth.load()
+        self.clock.watch(self.auth)
         if self.config.deaf_to_peers:
             log.warning(
                 "PEERS is set, but METADATA_BIND is a loopback address: no other node can ask this one"
@@ -132,16 +123,16 @@ class ServerCore:
     def authorize(self, request: OpenRequest, address: tuple[str, int]) -> Account:
         """The one place that decides whether ``request`` from ``address`` may open a tunnel.
 
-        Returns who opens it, or raises RefusedError, whose status and text answer the CONNECT. Today
-        everybody may, and is nobody in particular, unless the server is stopping.
+        Returns who opens it, or raises RefusedError, whose status and text answer the CONNECT.
         """
         if self.draining:
             self.tally.refuse(Refusal.SERVER)
             raise TryLaterError("This server is restarting", 503, RETRY_AFTER)
-        return self._anybody
+        return self.auth.authenticate(request.token, address[0])
 
     def observe(self, exchange: Observed) -> None:
         """The one place that every finished exchange passes; never raises, must not block."""
+        self.tally.exchange(exchange.status, time.monotonic() - exchange.started_at)
         for observer in self.observers:
             try:
                 observer(exchange)
@@ -235,15 +226,3 @@ def _part_quietly(tunnel: Tunnel, pool: StreamPool) -> None:
     """
     pool.wait_quiet(QUIET)
     _say_goodbye(tunnel)
-
-
-def _log_exchange(exchange: Observed) -> None:
-    if log.isEnabledFor(logging.DEBUG):
-        duration = (time.monotonic() - exchange.started_at) * 1000
-        log.debug(
-            "exchange over: tunnel %s, status %d, %d bytes, %.0f ms",
-            exchange.tunnel_id or "-",
-            exchange.status,
-            exchange.response_bytes,
-            duration,
-        )

@@ -25,9 +25,11 @@ from tinytun_gevent.server.addresses import plain
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.forwarder import Forwarder
 from tinytun_gevent.server.handover import Moved
+from tinytun_gevent.server.observed import Refused
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.routing import find_route
 from tinytun_gevent.server.sending import failure_of
+from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.watch import Watch
 from tinytun_gevent.sockets import Interrupted, Socket, end_of
 from tinytun_gevent.wire import http1
@@ -186,6 +188,7 @@ class Visitor:
         except (OSError, SessionError):
             self._abandon()
         except ProxyHeaderError:
+            self._core.tally.refuse(Refusal.PROXY_HEADER)
             self.end.abort()
         finally:
             self._abandon()
@@ -246,8 +249,8 @@ class Visitor:
         """
         request = http1.parse_request_head(head, self.request_limits)
         route = find_route(self._core, request, self.client[0])
-        tunnel_id = route.id if isinstance(route, Tunnel) else ""
-        exchange = self.exchange = Exchange(self, request, tunnel_id)
+        tunnel = route if isinstance(route, Tunnel) else None
+        exchange = self.exchange = Exchange(self, request, tunnel)
         self._core.begin()
         self.sink.rate = None
         if isinstance(route, Tunnel) and route.budget is not None:
@@ -258,6 +261,7 @@ class Visitor:
             else:
                 self.forwarder.forward(exchange, route)
         except MessageError as error:
+            self._core.tally.refuse(Refusal.REQUEST)
             exchange.fail(Failure(error.status, f"Your request's body was not understood: {error}."))
         except SessionError as error:
             if self._withdraw(exchange, head):
@@ -323,9 +327,16 @@ class Visitor:
 
     # -- what the exchange calls; nothing here blocks -------------------------
 
-    def answer(self, failure: Failure, accept: bytes, *, close: bool, head_only: bool) -> None:
-        """Sends an answer of the server's own."""
-        self.sink.write(failure.answer(accept, close=close, head_only=head_only), 0)
+    def answer(self, failure: Failure, accept: bytes, *, close: bool, head_only: bool = False) -> int:
+        """Sends an answer of the server's own; the bytes of its body."""
+        answer = failure.answer(accept, close=close, head_only=head_only)
+        self.sink.write(answer, 0)
+        return len(answer) - answer.index(b"\r\n\r\n") - 4
+
+    def client_of(self, request: http1.RequestHead) -> str:
+        """The IP address behind ``request``: this connection's, unless a trusted proxy says otherwise."""
+        told = http1.client_from_forwarding(request, self.forwarder.forwarding, self._core.is_trusted)
+        return told.client
 
     def exchange_over(self, exchange: Exchange) -> None:
         """The exchange has ended; the next one may begin, or the connection ends."""
@@ -387,7 +398,10 @@ class Visitor:
         """Answers a request that cannot be understood, and ends the connection."""
         failure = Failure(error.status, f"Your request was not understood: {error}.")
         if not self.finished:
-            self.sink.write(failure.answer(accept, close=True), 0)
+            since = self.head_since or time.monotonic()
+            sent = self.answer(failure, accept, close=True)
+            self._core.tally.refuse(Refusal.REQUEST)
+            self._core.observe(Refused(self.client[0], failure.request_id, failure.status, sent, since))
             self.finish()
 
     def _linger(self) -> None:

@@ -12,12 +12,13 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tinytun_gevent.errors import MessageError, SessionClosedError, SessionError, StreamResetError
-from tinytun_gevent.server.pages import Failure
+from tinytun_gevent.server.pages import Failure, new_request_id
 from tinytun_gevent.stream import CANCEL
 from tinytun_gevent.wire import http1
 from tinytun_gevent.wire.body import Body, ChunkedBody, LengthBody, UntilCloseBody
 
 if TYPE_CHECKING:
+    from tinytun_gevent.registry import Tunnel
     from tinytun_gevent.server.edge import Visitor
     from tinytun_gevent.server.usage import TunnelBudget
     from tinytun_gevent.stream import Upstream
@@ -45,6 +46,7 @@ class Exchange:
     __slots__ = (
         "_body",
         "_framed",
+        "_id",
         "_interim",
         "_partial",
         "body_bytes",
@@ -64,16 +66,17 @@ class Exchange:
         "started_at",
         "status",
         "stream",
-        "tunnel_id",
+        "tunnel",
         "upgraded",
         "visitor",
         "waiting_since",
     )
 
-    def __init__(self, visitor: Visitor, request: http1.RequestHead, tunnel_id: str) -> None:
+    def __init__(self, visitor: Visitor, request: http1.RequestHead, tunnel: Tunnel | None = None) -> None:
         self.visitor = visitor
         self.request = request
-        self.tunnel_id = tunnel_id
+        #: Which tunnel it is for; None if for none of this server's.
+        self.tunnel = tunnel
         #: Where this visitor is counted, once he has been let in.
         self.budget: TunnelBudget | None = None
         #: What the server answered itself, if it did.
@@ -104,10 +107,28 @@ class Exchange:
         self.started_at = time.monotonic()
         #: Since when the answer is waited for, in monotonic seconds: the queue and the body come first.
         self.waiting_since = self.started_at
+        self._id = ""
         self._partial = b""
         self._interim = 0
         self._body: Body | None = None
         self._framed = False
+
+    @property
+    def request_id(self) -> str:
+        """Its name on a failure's page and in the logs: made when somebody asks, and then the same."""
+        if self.failure is not None:
+            return self.failure.request_id
+        self._id = self._id or new_request_id()
+        return self._id
+
+    @property
+    def tunnel_id(self) -> str:
+        return "" if self.tunnel is None else self.tunnel.id
+
+    @property
+    def client(self) -> str:
+        """The visitor's IP address, as the local service is told it."""
+        return self.visitor.client_of(self.request)
 
     def attach(self, stream: Upstream, *, pooled: bool) -> None:
         """Becomes the receiver of the stream that the request is about to be sent on."""
@@ -138,8 +159,10 @@ class Exchange:
         except MessageError as error:
             self._malformed(error)
         except Exception:
-            log.exception("an exchange failed by an internal error")
-            self.fail(Failure(500, "This server made a mistake; it has been logged."))
+            failure = Failure(500, "This server made a mistake; it has been logged.")
+            fields = {"request_id": failure.request_id}
+            log.exception("request %s failed by an internal error", failure.request_id, extra=fields)
+            self.fail(failure)
 
     def eof(self) -> None:
         if self.over or self._framed:
@@ -328,7 +351,9 @@ class Exchange:
         self.started = True
         self._drop_stream()
         self.close = self.close or not self.request_sent
-        self.visitor.answer(failure, self.request.accept, close=self.close, head_only=self._is_head)
+        self.response_bytes = self.visitor.answer(
+            failure, self.request.accept, close=self.close, head_only=self._is_head
+        )
         self.visitor.exchange_over(self)
 
     @property

@@ -26,9 +26,10 @@ from gunicorn.workers.base import Worker
 
 from ..errors import UsageError
 from ..lines import line_handler
+from . import tokens
 from .addresses import listen_all
 from .config import ServerConfig
-from .logs import DATE_FORMAT, FORMAT
+from .logs import formatter
 
 BOOT_TIMEOUT: Final = 10.0
 """Seconds for a new worker to serve; importing takes about half of one."""
@@ -50,12 +51,16 @@ def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int
     is taken, with nothing left bound.
     """
     config = ServerConfig.from_environ(os.environ, overrides)
+    if config.auth_file:
+        tokens.read(config)
     inherited = "GUNICORN_FD" in os.environ  # re-executed by USR2: the old master's sockets come along
     sockets = [] if inherited else listen_all(config.listeners(), config.backlog)
     if check:
         for sock in sockets:
             sock.close()
         print("\n".join(filter(None, (config.summary(), "the configuration is valid, its ports are free"))))
+        if notice := tokens.notice(config):
+            print(notice)
         return 0
     raise_file_limit()
     port = sockets[1].getsockname()[1] if sockets else config.connection_port
@@ -128,7 +133,7 @@ def settings(config: ServerConfig, binds: list[str]) -> dict[str, Any]:
         "graceful_timeout": round(config.drain_timeout + AFTER_DRAIN),
         "control_socket_disable": True,  # it would be a file in the home directory
         "worker_tmp_dir": heartbeat_directory(),
-        "logger_class": CalmLogger,
+        "logger_class": JsonLogger if config.log_format == "json" else CalmLogger,
         "loglevel": {"off": "critical", "warn": "warning", "trace": "debug"}.get(
             config.log_level, config.log_level
         ),
@@ -281,19 +286,27 @@ def forget_package() -> None:
 class CalmLogger(Logger):  # type: ignore[misc]
     """gunicorn's own comings and goings are for debugging; what goes wrong is for everybody."""
 
-    error_fmt = FORMAT
-    datefmt = DATE_FORMAT
+    log_format = "text"
 
     def info(self, msg: object, *args: object, **kwargs: Any) -> None:
         self.debug(msg, *args, **kwargs)
 
     def _set_handler(self, log: logging.Logger, output: str | None, fmt: Any, stream: Any = None) -> None:
-        """What gunicorn would write to standard error itself."""
+        """Gives gunicorn's own log our form; what it would write to standard error itself, we do."""
         super()._set_handler(log, output, fmt, stream)
         plain = self._get_gunicorn_handler(log)
-        if output == "-" and plain is not None:
+        if log is not self.error_log or plain is None:
+            return
+        plain.setFormatter(formatter(self.log_format))
+        if output == "-":
             log.removeHandler(plain)
             handler: Any = line_handler(stream)
-            handler.setFormatter(fmt)
+            handler.setFormatter(plain.formatter)
             handler._gunicorn = True  # so that a reload replaces it
             log.addHandler(handler)
+
+
+class JsonLogger(CalmLogger):
+    """The same where LOG_FORMAT is json."""
+
+    log_format = "json"

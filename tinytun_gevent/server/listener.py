@@ -23,6 +23,7 @@ from tinytun_gevent.errors import (
 from tinytun_gevent.registry import Registry, Tunnel
 from tinytun_gevent.server.account import Account
 from tinytun_gevent.server.addresses import bracketed, plain
+from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.tcp import TcpPorts
 from tinytun_gevent.session import Session
 from tinytun_gevent.stream import CANCEL, NO_ERROR
@@ -39,6 +40,13 @@ PORT_TRIES: Final = 64
 
 REPLACED: Final = "replaced"
 """What a session is told whose tunnel its owner has opened anew."""
+
+NO_ACCESS: Final = "its token was revoked or has expired"
+NOT_ALLOWED: Final = "its token does not allow the name any more"
+"""What a session is told whose tunnel its opener may not have any more."""
+
+INADEQUATE_SECURITY: Final = 12
+"""The code it is told with (RFC 9113 §7). Its client comes back, and is refused with a reason."""
 
 LAST_WORDS: Final = 2.0
 """Seconds for a refused client to read why."""
@@ -78,7 +86,9 @@ class Listener:
         try:
             self._handle(sock, caller)
         except OSError as error:
-            log.debug("%s left while opening a tunnel: %s", caller[0], error)
+            if isinstance(error, TimeoutError):
+                self._core.tally.refuse(Refusal.HANDSHAKE)
+            log.debug("%s left while opening a tunnel: %s", caller[0], error.strerror or error)
         finally:
             sock.close()
 
@@ -91,9 +101,12 @@ class Listener:
                 self._say(sock, handshake.build_health())
                 return
             account = self._core.authorize(request, caller)
-            tunnel = self._join(request.join) if request.join else self._claim(request, caller, account)
+            tunnel = self._find(request, caller, account)
         except (HandshakeError, RefusedError) as error:
-            log.info("refused %s: %s", caller[0], error)
+            if isinstance(error, HandshakeError):
+                self._core.tally.refuse(Refusal.HANDSHAKE)
+            fields = {"remote": f"{bracketed(caller[0])}:{caller[1]}", "status": error.status}
+            log.info("refused %s: %s", caller[0], error, extra=fields)
             retry = int(error.retry_after or 1) if isinstance(error, TryLaterError) else None
             self._say(sock, handshake.build_refusal(error.status, str(error), retry))
             return
@@ -124,6 +137,20 @@ class Listener:
 
     # -- the tunnel -----------------------------------------------------------
 
+    def _find(self, request: OpenRequest, caller: tuple[str, int], account: Account) -> Tunnel:
+        """The tunnel that a session is promised for; a refusal is counted here."""
+        try:
+            if request.join:
+                return self._join(request.join, account)
+            return self._claim(request, caller, account)
+        except TryLaterError as error:
+            if error.status == 503:  # 429 is a limit of his own
+                self._core.tally.refuse(Refusal.SERVER)
+            raise
+        except RefusedError:
+            self._core.tally.refuse(Refusal.NAME)
+            raise
+
     def _claim(self, request: OpenRequest, caller: tuple[str, int], account: Account) -> Tunnel:
         """Registers the name, and binds the port, before anything is promised.
 
@@ -139,6 +166,7 @@ class Listener:
                 remote=f"{bracketed(caller[0])}:{caller[1]}",
                 opener=account.id,
                 resume=request.resume,
+                rights=account.rights,
             )
             try:
                 self._core.budgets.open(tunnel, account)
@@ -172,9 +200,9 @@ class Listener:
             self._part(tunnel, session)
             session.close(SessionClosedError(REPLACED), CANCEL)
 
-    def _join(self, join: Join) -> Tunnel:
+    def _join(self, join: Join, account: Account) -> Tunnel:
         """The tunnel that another session is added to, with a place kept for it."""
-        return self._core.registry.join(join.connection_id, join.key)
+        return self._core.registry.join(join.connection_id, join.key, account.id)
 
     def _must_listen(self, kind: Kind) -> bool:
         return kind is Kind.TCP_PORT or (kind is Kind.TCP and self._core.config.tcp_listen)
@@ -204,6 +232,7 @@ class Listener:
             sock.sendall(handshake.build_reply(_reply(self._core.registry, tunnel, request)))
             session = Session(sock, opener=True, received=early)
             session.on_goaway = lambda session: self._leave(tunnel, session)
+            session.on_goaway_sent = self._core.tally.goaway_sent
             session.on_close.append(lambda session: self._ended(tunnel, session))
             try:
                 session.start(self._core.config.handshake_timeout)
@@ -223,14 +252,18 @@ class Listener:
             replaced = SessionClosedError(REPLACED)
             session.close(replaced, CANCEL)
             raise replaced
+        came_back = tunnel.ready or tunnel.leased_until is not None
         self._core.pool_of(tunnel).add(session)
+        self._core.tally.sessions.add(session)
         self._core.registry.establish(tunnel)
         if self._core.draining:
             session.goaway()
         if joins:
-            log.debug("tunnel %s has %d sessions", tunnel.name, len(tunnel.sessions))
-        else:
-            log.info("tunnel %s opened for %s", tunnel.name, tunnel.remote)
+            fields = _fields(tunnel)
+            log.debug("tunnel %s has %d sessions", tunnel.name, len(tunnel.sessions), extra=fields)
+            return
+        self._core.tally.opened(came_back)
+        log.info("tunnel %s opened for %s", tunnel.name, tunnel.remote, extra=_fields(tunnel))
 
     # -- how it ends ----------------------------------------------------------
 
@@ -239,6 +272,7 @@ class Listener:
 
         If it does so on the last one, its name is free at once, unless it is an error that makes it go.
         """
+        self._core.tally.goaway_received(session.goaway_code)
         self._settle(tunnel, keep=session.goaway_code != NO_ERROR)
         gevent.spawn(self._core.pool_of(tunnel).end_idle, session)
 
@@ -249,7 +283,12 @@ class Listener:
         if not tunnel.sessions and not tunnel.promised:
             kept = tunnel.leased_until is not None
             reason = session.error or "the client left"
-            log.info("tunnel %s %s: %s", tunnel.name, "lost, its name is kept" if kept else "closed", reason)
+            parted = session.goaway_received or session.goaway_sent or session.error is None
+            if kept or not parted:
+                self._core.tally.tunnels_lost += 1
+            what = "lost, its name is kept" if kept else "closed"
+            fields = {**_fields(tunnel), "duration": round(time.time() - tunnel.since, 3)}
+            log.info("tunnel %s %s: %s", tunnel.name, what, reason, extra=fields)
 
     def _part(self, tunnel: Tunnel, session: Session) -> None:
         """``session`` is none of the tunnel's any more; idempotent."""
@@ -257,6 +296,7 @@ class Listener:
             pool = self._core.pool_of(tunnel)
             pool.remove(session)
             tunnel.part(session)
+            self._core.tally.part(session)
             if not tunnel.sessions and not self._core.registry.holds(tunnel):
                 self._core.clock.forget(pool)
 
@@ -277,6 +317,29 @@ class Listener:
             registry.lease(tunnel, time.monotonic())
             self._core.pool_of(tunnel).expect()
 
+    def review(self) -> None:
+        """Ends the tunnels of those who may not have them any more, leased ones too; the others' figures may
+        have changed."""
+        accounts: dict[str, Account] = {}
+        for tunnel in list(self._core.registry.tunnels.values()):
+            account = self._core.auth.account_of(tunnel.opener)
+            if account is None:
+                self._expel(tunnel, NO_ACCESS)
+            elif not account.rights.allows(tunnel.name):
+                self._expel(tunnel, NOT_ALLOWED)
+            else:
+                tunnel.account = accounts[account.id] = account
+        for account in accounts.values():
+            self._core.budgets.update(account)
+
+    def _expel(self, tunnel: Tunnel, reason: str) -> None:
+        """Ends a tunnel at once; its client hears why."""
+        log.info("tunnel %s ended: %s", tunnel.name, reason, extra=_fields(tunnel))
+        self.release(tunnel)
+        for session in list(tunnel.sessions):
+            self._part(tunnel, session)
+            session.close(SessionClosedError(reason), INADEQUATE_SECURITY)
+
     def release(self, tunnel: Tunnel) -> None:
         """Frees the name at once; whoever waits for a session is told that none comes."""
         self._core.registry.release(tunnel)
@@ -286,6 +349,11 @@ class Listener:
         pool.close()
         if not tunnel.sessions:
             self._core.clock.forget(pool)
+
+
+def _fields(tunnel: Tunnel) -> dict[str, str | int]:
+    """What a log line's fields say of a tunnel."""
+    return {"tunnel": tunnel.name, "tunnel_id": tunnel.id, "remote": tunnel.remote}
 
 
 def _reply(registry: Registry, tunnel: Tunnel, request: OpenRequest) -> OpenReply:

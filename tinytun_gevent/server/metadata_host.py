@@ -24,7 +24,19 @@ HEAD_TIMEOUT: Final = 5.0
 
 
 class _Log(logging.LoggerAdapter[logging.Logger]):
-    """Our logger as gunicorn's request handling wants it: it would install handlers of its own."""
+    """Our logger as gunicorn's request handling wants it: it would install handlers of its own.
+
+    What it says of a request quotes it, with all that may be secret in it, so others say it.
+    """
+
+    def debug(self, msg: object, *args: object, **kwargs: Any) -> None:
+        self.logger.debug("a caller of the metadata API has left")
+
+    def warning(self, msg: object, *args: object, **kwargs: Any) -> None:
+        self.logger.warning("a request to the metadata API was not understood")
+
+    def exception(self, msg: object, *args: object, **kwargs: Any) -> None:
+        self.logger.exception("a request to the metadata API failed")
 
     def access(self, *args: Any) -> None:
         """No access log: peers ask all the time."""

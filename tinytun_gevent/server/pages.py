@@ -34,6 +34,11 @@ def accept_of(head: bytes | bytearray) -> bytes:
     return bytes(match[1]) if match is not None else b""
 
 
+def new_request_id() -> str:
+    """What a visitor can name when he asks, and the operator finds in the logs: 12 hexadecimal digits."""
+    return secrets.token_hex(6)
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a visitor gets no answer of the local service. ``retry_after`` is in seconds."""
@@ -43,14 +48,15 @@ class Failure:
     retry_after: int | None = None
     #: The limit that was reached, by its name; blank if it is none of `account.Limits`.
     limit: str = ""
-    request_id: str = field(default_factory=lambda: secrets.token_hex(6))
+    request_id: str = field(default_factory=new_request_id)
 
     def answer(self, accept: bytes, *, close: bool, head_only: bool = False) -> bytes:
         """The whole HTTP/1.1 answer: HTML where ``accept`` asks for it, else JSON.
 
         ``head_only`` leaves the body out, as the answer to HEAD.
         """
-        log.debug("request %s answered %d: %r", self.request_id, self.status, self.reason)
+        fields = {"request_id": self.request_id, "status": self.status}
+        log.debug("request %s answered %d: %r", self.request_id, self.status, self.reason, extra=fields)
         title = HTTPStatus(self.status).phrase
         if _HTML.search(accept):
             kind = "text/html; charset=utf-8"

@@ -30,6 +30,7 @@ from tinytun_gevent.server.addresses import bracketed, listen, plain
 from tinytun_gevent.server.handover import Moved
 from tinytun_gevent.server.peers import Peer
 from tinytun_gevent.server.routing import locate
+from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.upstream import PeerConnection
 from tinytun_gevent.server.usage import TunnelBudget
 from tinytun_gevent.sockets import End, Socket, end_of
@@ -51,6 +52,8 @@ class TcpPorts:
         self._core = core
         self._servers: dict[str, Acceptor] = {}
         self._visitors = TcpVisitors(core)
+        #: Visitors' connections that came through these ports, those of tunnels that are closed too.
+        self.connections = 0
 
     def listen(self, tunnel: Tunnel, descriptor: int | None = None) -> None:
         """Binds the tunnel's port, unless that is done or ``descriptor`` listens on it already.
@@ -64,11 +67,15 @@ class TcpPorts:
         sock.setblocking(False)
 
         def serve(visitor: Socket, address: Address) -> None:
-            end, source = end_of(visitor), plain(address)
-            if self._core.connects is None or self._core.connects.wait_turn(source[0]):
-                self._visitors.serve(tunnel, end, source)
-            else:
-                end.abort()
+            self.connections += 1
+            try:
+                end, source = end_of(visitor), plain(address)
+                if self._core.connects is None or self._core.connects.wait_turn(source[0]):
+                    self._visitors.serve(tunnel, end, source)
+                else:
+                    end.abort()
+            finally:
+                self.connections -= 1
 
         server = Acceptor(
             sock, serve, self._core.workers, config.max_connections, raw=True, door=_Door(tunnel)
@@ -153,6 +160,7 @@ class TcpFront:
         end = end_of(sock)
         caller = plain(address)[0]
         if not self._core.is_trusted(caller):
+            self._core.tally.refuse(Refusal.PROXY_HEADER)
             log.info("refused %s on the TCP proxy port: not in TRUSTED_PROXIES", caller)
             end.close()
             return
@@ -162,6 +170,7 @@ class TcpFront:
         try:
             header = proxied.read(end, buffer)
         except (OSError, ProxyHeaderError) as error:
+            self._core.tally.refuse(Refusal.PROXY_HEADER)
             log.info("refused a connection of %s on the TCP proxy port: %s", caller, error)
             end.close()
             return
@@ -212,7 +221,8 @@ class TcpVisitors:
     def serve(self, tunnel: Tunnel, end: End, visitor: Address, early: bytes = b"") -> None:
         """Carries one visitor of a tunnel; blocks until he or the service is done, closes ``end``."""
         name = f"{bracketed(visitor[0])}:{visitor[1]}"
-        until = time.monotonic() + self._core.config.queue_timeout
+        began = time.monotonic()
+        until = began + self._core.config.queue_timeout
         refused = False
         rate = None if tunnel.budget is None else tunnel.budget.rate
         try:
@@ -228,6 +238,12 @@ class TcpVisitors:
         except (SessionError, OSError):
             if not self._move(tunnel, end, visitor, early):
                 end.abort()
+        finally:
+            if log.isEnabledFor(logging.DEBUG):
+                seconds = time.monotonic() - began
+                fields = {"tunnel": tunnel.name, "visitor": visitor[0], "duration": round(seconds, 6)}
+                words = "connection over: tunnel %s, visitor %s, %.0f ms"
+                log.debug(words, tunnel.name, visitor[0], seconds * 1000, extra=fields)
 
     def _move(self, tunnel: Tunnel, end: End, visitor: Address, early: bytes) -> bool:
         """Lets the process that serves now have a visitor for whom no client came here."""
@@ -245,6 +261,7 @@ class TcpVisitors:
         stream.receiver = sink
         watch = _VisitorWatch(self._core, stream)
         self._core.begin()
+        self._core.tally.carried += 1
         self._core.clock.watch(watch)
         try:
             if early:
@@ -259,6 +276,7 @@ class TcpVisitors:
                 end.abort()
         finally:
             self._core.clock.forget(watch)
+            self._core.tally.carried -= 1
             self._core.end()
         return sink.refused
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Mapping
 from types import FrameType
@@ -15,12 +16,14 @@ from typing import Any, Final
 
 import gevent
 from gevent.event import Event
+from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
 from .. import __version__, garbage
+from ..errors import UsageError
 from ..registry import Record
-from . import logs
+from . import logs, tokens
 from .app import Serving
 from .config import ServerConfig
 from .handover import Handover, Predecessor, Successor, take_over
@@ -56,19 +59,26 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         """Called last before `run`, when the sockets are gevent's and signals are ours."""
         overrides: Mapping[str, str] = getattr(self.app, "overrides", {})
         self._config = ServerConfig.from_environ(os.environ, overrides)
-        logs.configure(self._config.log_level)
+        logs.configure(self._config.log_level, self._config.log_format)
+        logs.adopt(gevent.get_hub())
         self._stopping = Event()
         self._serving = Serving(self._config, self.sockets)
 
     def run(self) -> None:
         """Serves; returns when everything has been drained."""
         predecessor = self._take_over()
-        self._serving.start(predecessor)
+        try:
+            self._serving.start(predecessor)
+        except UsageError as error:  # AUTH_FILE has been edited since the worker before has read it
+            log.error("no worker can serve: %s", error)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
         garbage.calm()
         self._offer()
         if predecessor is not None:
             self._welcome(predecessor)
         self._announce()
+        if predecessor is None and (notice := tokens.notice(self._serving.config)):
+            log.warning("%s", notice)
         while self.alive:
             self.notify()
             self._stopping.wait(NOTIFY)
@@ -139,6 +149,7 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
             if self._hurried and patience:
                 drain.kill(block=False)
                 break
+        self._serving.close_logs()
         log.info("stopped%s", "" if drain.ready() and drain.value else ": some exchanges were cut off")
 
     def _patience(self) -> float:
@@ -146,6 +157,13 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         if self._serving.core.successor is None:
             return self._config.drain_timeout
         return self._config.reload_timeout
+
+    def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
+        """USR1, which the master passes on: the log files have been moved away."""
+        super().handle_usr1(sig, frame)
+        serving = getattr(self, "_serving", None)
+        if serving is not None:
+            gevent.spawn(serving.reopen_logs)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """TERM: drain."""
