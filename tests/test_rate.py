@@ -64,15 +64,22 @@ def test_turns_are_in_the_order_of_asking() -> None:
 
 
 def test_who_wants_little_waits_for_one_turn_of_the_others_only() -> None:
-    rate = Rate(1_000_000)
+    rate, turns = Rate(1_000_000), 0
+
+    def ask_for_much() -> None:
+        nonlocal turns
+        while turns >= 0:
+            rate.take(1 << 20)
+            turns += 1
+
     with deadline():
-        others = [gevent.spawn(move, rate, time.monotonic() + 0.5) for _ in range(5)]
-        gevent.sleep(0.15)
-        began = time.monotonic()
+        others = [gevent.spawn(ask_for_much) for _ in range(5)]
+        while turns < 10:
+            gevent.sleep(0.001)
+        before = turns
         assert rate.take(100) == 100
-        waited = time.monotonic() - began
-        gevent.joinall(others)
-    assert waited < 5 * module.TURN + 0.04
+        assert turns - before <= 6  # one each, and one that has just come
+        gevent.killall(others)
 
 
 def test_what_is_not_moved_goes_to_others() -> None:
