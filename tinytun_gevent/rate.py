@@ -36,11 +36,11 @@ class Rate:
     Belongs to the hub that uses it.
     """
 
-    __slots__ = ("_above", "_bucket", "_timer", "_turn", "_waiting")
+    __slots__ = ("_bucket", "_timer", "_turn", "_waiting", "above")
 
     def __init__(self, rate: int, above: Rate | None = None) -> None:
         """``rate`` of 0 is no limit."""
-        self._above = above
+        self.above = above
         self._waiting: deque[tuple[Waiter[None], int]] = deque()
         self._timer: Any = None
         self._turn = self._length(rate)
@@ -72,7 +72,7 @@ class Rate:
         """Whether ``count`` bytes may be moved without waiting for a turn; they are charged then."""
         if self._waiting or count > self._bucket.burst or not self._bucket.take(time.monotonic(), count):
             return False
-        if self._above is None or self._above.take_now(count):
+        if self.above is None or self.above.take_now(count):
             return True
         self._bucket.refund(count)
         return False
@@ -82,10 +82,10 @@ class Rate:
         count = min(wanted, self._turn)
         if self._waiting or not self._bucket.take(time.monotonic(), count):
             self._queue(count)
-        if self._above is None:
+        if self.above is None:
             return count
         try:
-            granted = self._above.take(count)
+            granted = self.above.take(count)
         except BaseException:
             self.refund(count)
             raise
@@ -105,8 +105,8 @@ class Rate:
             return
         self._bucket.refund(count)
         self._serve()
-        if self._above is not None:
-            self._above.refund(count)
+        if self.above is not None:
+            self.above.refund(count)
 
     def _queue(self, count: int) -> None:
         waiter: Waiter[None] = Waiter()
