@@ -63,6 +63,7 @@ setup(
         "hpack>=4.2,<5",
         "httptools>=0.9,<1",
         "hyperframe>=6.1,<7",
+        "msgspec>=0.19",
         "prometheus-client>=0.20",
         "rich>=13",
     ],

@@ -25,7 +25,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         description="Measures the tunnel beside others in one run; prints medians, spreads and ratios.",
     )
     parser.add_argument("--peers", type=one_of(peer_names()), metavar="NAME[,..]",
-                        help=f"who is measured; default: all of {', '.join(peer_names())}")
+                        help=f"who is measured, of: {', '.join(peer_names())}; default: all but \"limits\"")
     parser.add_argument("--scenario", type=one_of(scenario_names()), metavar="NAME[,..]",
                         help=f"of: {', '.join(scenario_names())}")
     parser.add_argument("--rounds", type=positive, metavar="N", help="default: 3, with --quick 1")
@@ -41,7 +41,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def plan(options: argparse.Namespace) -> Plan:
     """The run that the options ask for."""
-    peers = options.peers or (list(QUICK_PEERS) if options.quick else [c.name for c in CONTENDERS])
+    peers = options.peers or (list(QUICK_PEERS) if options.quick else _usual())
     if options.scenario:
         scenarios = [s for s in _ALL if s.name in options.scenario]
     else:
@@ -53,6 +53,11 @@ def plan(options: argparse.Namespace) -> Plan:
         limit=options.limit or (QUICK_LIMIT if options.quick else LIMIT),
         quick=options.quick,
     )
+
+
+def _usual() -> list[str]:
+    """Who is measured if nobody is named."""
+    return [contender.name for contender in CONTENDERS if not contender.asked_for]
 
 
 def peer_names() -> dict[str, list[str]]:

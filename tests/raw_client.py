@@ -48,11 +48,13 @@ class RawClient:
         join: RawClient | None = None,
         waits: bool = True,
         resume: bytes | None = None,
+        bearer: str | None = None,
     ) -> None:
         """``window`` is how many bytes the server may send on a stream before it must wait.
 
         With ``join`` it is another session of that client's tunnel; ``waits`` is whether to
-        wait until the server counts it among the others. ``resume`` is the token to show.
+        wait until the server counts it among the others. ``resume`` is the token to show, ``bearer`` the
+        opener's.
         """
         self.sock = connect(server.connection_port)
         if port is None:
@@ -61,6 +63,8 @@ class RawClient:
             wish = b"x-tinytun-type: tcp\r\nx-tinytun-port: %d" % port
         if join is not None:
             wish = b"x-tinytun-join: %b %b" % (join.connection_id, join.key)
+        if bearer is not None:
+            wish += b"\r\nAuthorization: Bearer " + bearer.encode()
         if resume is not None:
             wish += b"\r\nx-tinytun-resume: " + resume
         self.sock.sendall(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n%b\r\n\r\n" % (server.connection_port, wish))

@@ -387,7 +387,7 @@ def test_a_goodbye_with_a_fault_is_no_reload(server: FakeServer, monkeypatch: py
     with running(server) as (agent, events):
         agent.wait_connected(DEADLINE)
         server.sessions.get(timeout=DEADLINE).close(SessionClosedError("broken"), 2)
-        assert events.wait_for(State.RECONNECTING) == "the server closed the tunnel"
+        assert events.wait_for(State.RECONNECTING) == "the server says: broken"
         events.wait_for(State.CONNECTED)
 
 

@@ -248,7 +248,7 @@ def test_help_and_version_survive_a_closed_pipe() -> None:
     [
         ("", "say what to open, for example: tinytun http 3000"),
         ("-q", "say what to open, for example: tinytun http 3000"),
-        ("udp 3000", "'udp' is not one of http, tcp, demo"),
+        ("udp 3000", "'udp' is not one of http, tcp, demo, login, logout"),
         ("http", "the target is missing, for example: tinytun http 3000"),
         ("http -s app", "the target is missing, for example: tinytun http 3000"),
         ("http 3000 4000", "'4000' is not expected"),
@@ -334,6 +334,8 @@ def test_the_servers_options_are_its_variables() -> None:
     text = " ".join(SERVER.split())
     read = parse("tinytun-server", SERVER, [])
     own = {"status", "--url", "--json", "--check", "--debug", "--help", "--version"}
+    own |= {"token", "new", "list", "revoke", "<token>", "--label", "--names", "--ports", "--expires"}
+    own |= {"--reserve", "--reserve-ports"}
     assert set(read) - own == {variable.flag for variable in variables()}
     for variable in variables():
         default = f"(default: {variable.default})" if variable.default else "(none by default)"
@@ -530,7 +532,8 @@ def test_refused_is_3(status: int) -> None:
         done = run(TINYTUN, "http", "3000", "-s", "app", "--server", url)
     assert done.returncode == 3
     assert done.stdout == ""
-    assert done.stderr.splitlines()[-1].endswith(f"refuses subdomain 'app': Banned ({status})")
+    hint = {401: "; 'tinytun login --server", 403: "; whoever runs the server"}.get(status, "")
+    assert f"refuses subdomain 'app': Banned ({status}){hint}" in done.stderr.splitlines()[-1]
 
 
 def test_a_taken_name_is_4(server: TunnelServer, page: int) -> None:
@@ -668,3 +671,132 @@ def test_on_a_terminal_there_is_a_status_block(server: TunnelServer, page: int) 
         _, status = os.waitpid(pid, 0)
         os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+# -- tokens ------------------------------------------------------------------
+
+
+def test_tokens_are_made_listed_and_revoked(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    made = run(TINYTUN_SERVER, "token", "new", "--label", "alice", "--names", "a,b-*", AUTH_FILE=str(file))
+    assert made.returncode == 0, made.stderr
+    token = made.stdout.strip()
+    assert re.fullmatch(r"tt_[A-Za-z0-9_-]{32}", token)
+    assert "not shown again" in made.stderr
+    assert token not in file.read_text() + made.stderr
+    again = run(TINYTUN_SERVER, "token", "new", "--label=alice", "--auth-file", str(file))
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "alice has a token already" in again.stderr
+    listed = run(TINYTUN_SERVER, "token", "list", AUTH_FILE=str(file))
+    assert re.search(r"(?m)^alice  [0-9a-f]{12}  a, b-\*  any    never$", listed.stdout)
+    for code in (0, 2):
+        revoked = run(TINYTUN_SERVER, "token", "revoke", "alice", AUTH_FILE=str(file))
+        assert (revoked.returncode, revoked.stdout) == (code, "")
+    assert "[[tokens]]" not in file.read_text()
+
+
+def test_token_commands_need_no_gevent_and_no_gunicorn(tmp_path: Path) -> None:
+    code = (
+        "import sys; from tinytun_gevent import cli\n"
+        f"sys.argv = ['tinytun-server', 'token', 'new', '--label', 'a', '--auth-file', '{tmp_path}/t.toml']\n"
+        "try: cli.server()\n"
+        "finally: print([m for m in ('gevent', 'gunicorn', 'h2') if m in sys.modules])"
+    )
+    assert run("-c", code).stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ("token", "say what to do: token new --label NAME, token list, or token revoke LABEL"),
+        ("token new", "say what to do: token new --label NAME, token list, or token revoke LABEL"),
+        ("--label x", "these options do not go together"),
+    ],
+)
+def test_token_commands_that_fit_no_usage(arguments: str, problem: str) -> None:
+    assert what_is_wrong(SERVER, arguments.split(), "") == problem
+
+
+def test_which_file_has_to_be_said() -> None:
+    done = run(TINYTUN_SERVER, "token", "list")
+    assert done.returncode == 2
+    assert "say where the tokens are: AUTH_FILE=" in done.stderr
+
+
+@pytest.mark.parametrize("content", [None, "[[tokens]]\nlabel = 'a'\nsha256 = 'x'\n"])
+def test_no_server_starts_with_a_file_that_makes_no_sense(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "tokens.toml"
+    if content is not None:
+        file.write_text(content)
+    ports = {name.upper(): "0" for name in LOCAL if name.endswith("_port")}
+    for arguments in ([], ["--check"]):
+        done = run(TINYTUN_SERVER, *arguments, AUTH_FILE=str(file), BIND="127.0.0.1", **ports)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"tinytun-server: AUTH_FILE={file}: ")
+        assert ("no such file" if content is None else "tokens[0].sha256: not 64 hex") in done.stderr
+
+
+def test_check_says_that_a_server_is_open(tmp_path: Path) -> None:
+    ports = {name.upper(): "0" for name in LOCAL if name.endswith("_port")}
+    done = run(TINYTUN_SERVER, "--check", **ports)
+    assert "can open a tunnel. This changes it: AUTH_FILE=" in done.stdout
+    assert "tokens" not in run(TINYTUN_SERVER, "--check", BIND="127.0.0.1", **ports).stdout
+    (tmp_path / "tokens.toml").write_text("")
+    done = run(TINYTUN_SERVER, "--check", AUTH_FILE=str(tmp_path / "tokens.toml"), **ports)
+    assert "can open" not in done.stdout
+    assert done.returncode == 0
+
+
+def test_login_and_logout(tmp_path: Path) -> None:
+    home = {"XDG_CONFIG_HOME": str(tmp_path), "HOME": str(tmp_path)}
+
+    def enter(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, TINYTUN, "login", *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=CLEAN_ENVIRONMENT | home,
+            check=False,
+        )
+
+    done = enter("tt_my-secret\nmore\n", "--server", "tunnel.example")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "secret" not in done.stderr
+    assert "'tinytun logout --server tunnel.example:5554' forgets it" in done.stderr
+    assert "tt_my-secret" in (tmp_path / "tinytun" / "tokens.json").read_text()
+    done = enter("not a secret\n", "--server", "tunnel.example")
+    assert done.returncode == 2
+    assert "secret" not in done.stderr
+    assert enter("", "--server", "tunnel.example").returncode == 2
+    for code, text in ((0, "There is no token for"), (0, "There was no token for")):
+        done = run(TINYTUN, "logout", "--server", "https://Tunnel.Example:5554", **home)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert text in done.stderr
+    assert run(TINYTUN, "logout", "--all", "--server", "x", **home).returncode == 2
+
+
+def test_a_typed_token_is_warned_of_and_stays_where_it_is(tmp_path: Path) -> None:
+    """Of all that both programs print, at every level, nothing has the token."""
+    from tinytun_gevent.server.authfile import digest
+
+    secret = "tt_typed-secret"
+    file = tmp_path / "tokens.toml"
+    file.write_text(f'[[tokens]]\nlabel = "a"\nsha256 = "{digest(secret)}"\nreserved = ["mine"]\n')
+    with TunnelServer(**LOCAL, auth_file=str(file), reserved_names="www") as server:  # type: ignore[arg-type]
+        url = ("--server", server.url, "--debug")
+        with Client("http", "1", "-s", "mine", "--token", secret, *url) as client:
+            client.wait_for("--token: others on this computer may see it")
+            client.wait_for("connected")
+        assert secret not in "".join(client.errors)
+        for arguments in (
+            ("http", "1", "-s", "www", "--token", secret, *url),
+            ("http", "1", "--token", secret + "x", *url),
+            ("http", "1", "--token", secret, "--server", "http://192.0.2.1:1", "--debug"),
+            ("http", "1", secret),
+            ("login", secret),
+        ):
+            done = run(TINYTUN, *arguments)
+            assert done.returncode in (2, 3)
+            assert secret not in done.stdout + done.stderr, arguments

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tinytun_gevent import __version__, cli, errors
-from tinytun_gevent.client import command, state
+from tinytun_gevent.client import command, credentials, state
 from tinytun_gevent.client import config as client_config
 from tinytun_gevent.server import config as server_config
 from tinytun_gevent.server.metrics import METRICS
@@ -81,7 +81,7 @@ def test_the_client_defaults_are_those_of_the_config() -> None:
 
 def test_each_client_option_is_a_parameter_of_the_config_or_of_the_command() -> None:
     flags = {re.findall(r"--[\w-]+", text)[0] for text, _, _ in docopt_options(cli.CLIENT)}
-    of_the_command = {"--target", "--quiet", "--log-level", "--debug", "--help", "--version"}
+    of_the_command = {"--all", "--target", "--quiet", "--log-level", "--debug", "--help", "--version"}
     names = set(inspect.signature(client_config.make_config).parameters) - {"target", "kind", "environ"}
     assert flags - of_the_command == {"--" + name.replace("_", "-") for name in names}
 
@@ -91,6 +91,7 @@ def test_the_client_variables_are_in_the_readme() -> None:
     variables = re.findall(r"(?m)^  ([A-Z_]+)  ", section)
     assert variables == [
         client_config.SERVER_VARIABLE,
+        credentials.TOKEN_VARIABLE,
         state.DIRECTORY_VARIABLE,
         "HTTPS_PROXY",
         "NO_PROXY",
@@ -106,7 +107,7 @@ def test_the_server_tables_are_the_config() -> None:
 
 def test_the_server_docopt_text_is_the_config() -> None:
     described = docopt_options(cli.SERVER)
-    of_the_command = {"--url", "--json", "--check", "--debug", "-h,", "-V,"}
+    of_the_command = {"--json", "--check", "--debug", "-h,", "-V,", *cli.NOT_VARIABLES}
     own = [option for option in described if option[0].split()[0] not in of_the_command]
     variables = server_config.variables()
     assert [flags.split()[0] for flags, _, _ in own] == [variable.flag for variable in variables]
@@ -165,10 +166,12 @@ def test_every_command_in_the_readme_is_understood() -> None:
         environ = dict(word.split("=", 1) for word in words[:start])
         if words[start] == "tinytun":
             arguments = cli.parse("tinytun", cli.CLIENT, words[start + 1 :])
-            client_config.config_from_arguments(arguments, environ)
+            if not arguments["login"] and not arguments["logout"]:
+                client_config.config_from_arguments(arguments, environ)
         else:
             arguments = cli.parse("tinytun-server", cli.SERVER, words[start + 1 :])
-            server_config.ServerConfig.from_environ(environ, cli.server_overrides(arguments))
+            if not arguments["token"]:
+                server_config.ServerConfig.from_environ(environ, cli.server_overrides(arguments))
 
 
 def test_the_library_example_runs(tmp_path: Path) -> None:

@@ -85,8 +85,24 @@ print("gevent" in sys.modules, sorted(m for m in sys.modules if m.startswith("ti
     expected = [
         "errors",
         "lines",
+        "names",
+        "rights",
         "server",
-        *(f"server.{n}" for n in ("addresses", "config", "launch", "logs", "settings")),
+        *(
+            f"server.{name}"
+            for name in (
+                "account",
+                "addresses",
+                "authfile",
+                "config",
+                "launch",
+                "logs",
+                "settings",
+                "tokens",
+            )
+        ),
+        "wire",
+        "wire.handshake",
     ]
     assert done.stdout.strip() == f"False {[f'tinytun_gevent.{name}' for name in expected]}"
 

@@ -88,7 +88,7 @@ def test_a_full_server_says_so(registry: Registry) -> None:
 
 def test_random_names_avoid_those_that_are_taken(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = iter(["same", "same", "same", "other"])
-    monkeypatch.setattr("tinytun_gevent.registry.random_name", lambda: next(drawn))
+    monkeypatch.setattr("tinytun_gevent.rights.random_name", lambda: next(drawn))
     assert registry.claim(Kind.HTTP).name == "same"
     assert registry.claim(Kind.HTTP).name == "other"
 
@@ -258,13 +258,23 @@ def leased(registry: Registry, *, opener: str = "me") -> tuple[Tunnel, str]:
 
 
 def test_a_leased_tunnel_is_resumed_by_its_token_alone(registry: Registry) -> None:
-    tunnel, token = leased(registry)
+    tunnel, token = leased(registry, opener="")
     assert list(registry.listed()) == []
-    for opener, shown in (("me", None), ("me", ""), ("me", token[:-1] + "x"), ("you", token)):
+    for opener, shown in (("", None), ("", ""), ("", token[:-1] + "x"), ("you", token)):
         with pytest.raises(NameTakenError):
             registry.claim(Kind.HTTP, subdomain="app", opener=opener, resume=shown)
-    assert registry.claim(Kind.HTTP, subdomain="APP", opener="me", resume=token) is tunnel
+    assert registry.claim(Kind.HTTP, subdomain="APP", opener="", resume=token) is tunnel
     assert (tunnel.promised, registry.token_of(tunnel)) == (1, token)
+
+
+def test_a_leased_tunnel_is_its_openers_on_any_machine(registry: Registry) -> None:
+    tunnel, token = leased(registry, opener="me")
+    with pytest.raises(NameTakenError):
+        registry.claim(Kind.HTTP, subdomain="app", opener="you", resume="")
+    assert registry.claim(Kind.HTTP, subdomain="app", opener="me", resume="") is tunnel
+    with pytest.raises(NameTakenError):  # he is coming back already: somebody else of his must show the token
+        registry.claim(Kind.HTTP, subdomain="app", opener="me", resume="")
+    assert registry.claim(Kind.HTTP, subdomain="app", opener="me", resume=token) is tunnel
 
 
 def test_a_token_is_of_one_name_one_tunnel_one_opener_and_one_secret(registry: Registry) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from local_service import LocalService
@@ -19,6 +20,7 @@ from server_process import DEADLINE, ROOT, ServerProcess, environment, is_gone, 
 
 from tinytun_gevent import Tunnel
 from tinytun_gevent.server.addresses import has_ipv6
+from tinytun_gevent.server.authfile import digest
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="gunicorn needs POSIX")
 
@@ -272,3 +274,37 @@ def test_it_runs_as_a_user_without_rights(service: LocalService) -> None:
             assert Visitor(server, "app").get()[0] == 200
         os.kill(server.worker(), signal.SIGKILL)
         server.wait_serving(2)
+
+
+def test_a_server_without_tokens_says_so_when_it_starts_and_not_again() -> None:
+    with ServerProcess(environ=environment(BIND="0.0.0.0")) as server:
+        server.wait_line("WARNING there are no tokens: whoever reaches port .* AUTH_FILE=")
+        server.wait_serving()
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_serving(2)
+        assert server.log().count("there are no tokens") == 1
+
+
+def test_tokens_hold_through_a_reload(service: LocalService, tmp_path: Path) -> None:
+    token, file = "tt_of-a-worker", tmp_path / "tokens.toml"
+    good = f'[[tokens]]\nlabel = "a"\nsha256 = "{digest(token)}"\nnames = ["demo"]\n'
+    file.write_text(good)
+    with ServerProcess(environ=environment(AUTH_FILE=str(file), LOG_LEVEL="trace")) as server:
+        server.wait_serving()
+        options = {"server": server.url, "proxy": "", "subdomain": "demo", "token": token}
+        with Tunnel(service.port, **options):  # type: ignore[arg-type]
+            (before,) = server.tunnels()
+            assert before["label"] == "a"
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_serving(2)
+            wait_for(lambda: [t["id"] for t in server.tunnels()] == [before["id"]], "tunnel that moved")
+            file.write_text(good.replace("names", "name"))
+            server.wait_line(
+                r"tokens\[0\]: Object contains unknown field `name`; what it said before goes on"
+            )
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_line(r"no worker can serve: AUTH_FILE=.*tokens\[0\]: ")
+            server.wait_line("reload failed")
+            assert [t["id"] for t in server.tunnels()] == [before["id"]], "the old worker goes on"
+        assert token not in server.log()
+        assert "Traceback" not in server.log()

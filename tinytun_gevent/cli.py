@@ -22,6 +22,8 @@ Usage:
   tinytun http <target> [-s NAME] [-c N] [--sessions N] [--host-header VALUE] [options]
   tinytun tcp <target> [-p PORT] [-c N] [--sessions N] [options]
   tinytun demo [--target TARGET] [options]
+  tinytun login [options]
+  tinytun logout [--all] [options]
   tinytun (-h | --help | -V | --version)
 
 What to open:
@@ -29,6 +31,10 @@ What to open:
   http      a web server; the URL is the only thing on standard output
   tcp       anything else that speaks TCP
   demo      a server, a small page and a tunnel to it, all on this computer
+
+Who you are, to a server that asks:
+  login     enter the token for a server (--server), which is kept for the commands to come
+  logout    forget it
 
 Options:
   -s NAME, --subdomain NAME  Subdomain to use (HTTP tunnels); a random one if absent
@@ -40,12 +46,15 @@ Options:
   --server URL               Server to use: https://HOST[:PORT], http://HOST[:PORT] (not encrypted)
                              or HOST[:PORT] (https, port 5554); default: https://tinytun.com:5554
   --ca FILE                  Trust the certificates in this PEM file instead of the system's
-  --insecure                 Do not check the server's certificate
+  --insecure                 Do not check the server's certificate, and send a token over http:// as well
+  --token TOKEN              Token for the server; --token-file, TINYTUN_TOKEN and login hide it better
+  --token-file FILE          File whose only line is the token
   --proxy URL                HTTP proxy to reach the server through: http://[USER:PASSWORD@]HOST[:PORT]
   --connect-timeout SECONDS  Give up after so long without a connection; never if absent
   --verify-target WHEN       Check the certificate of an https target: always, never, or auto: not
                              if it is on this computer [default: auto]
   --target TARGET            Local service for the demo, instead of its own page
+  --all                      Forget the tokens of all servers
   -q, --quiet                Only warnings and errors on standard error
   --log-level LEVEL          debug (every request), info, warning or error [default: info]
   --debug                    Log everything, and show the stack of an error
@@ -54,6 +63,7 @@ Options:
 
 Environment:
   TINYTUN_SERVER_URL         As --server, which wins
+  TINYTUN_TOKEN              As --token and --token-file, which win
   TINYTUN_STATE_DIR          Where it is kept that a name is yours, instead of the system's usual place
   HTTPS_PROXY                As --proxy, which wins
   NO_PROXY                   Servers that are reached without HTTPS_PROXY: names, addresses, CIDRs or *
@@ -68,14 +78,26 @@ The server of tinytun: gives tunnel clients a public URL or port.
 Usage:
   tinytun-server [options]
   tinytun-server status [--url URL] [--json] [options]
+  tinytun-server token new --label NAME [--names LIST] [--ports LIST] [--reserve LIST]
+                           [--reserve-ports LIST] [--expires WHEN] [options]
+  tinytun-server token list [options]
+  tinytun-server token revoke <token> [options]
   tinytun-server (-h | --help | -V | --version)
 
 Every option is also an environment variable of the same name, such as PROXY_PORT for --proxy-port;
-the option wins. "status" shows what a running server does; it asks the metadata API.
+the option wins. "status" shows what a running server does; it asks the metadata API. "token" makes, lists
+and revokes the tokens in AUTH_FILE, of which only the hashes are kept; <token> is its label, or how its
+hash begins.
 
 Options:
   --url URL                       where "status" asks, instead of METADATA_BIND and METADATA_PORT
   --json                          "status" as JSON
+  --label NAME                    whose token it is: 1-64 letters, digits and . _ @ + -
+  --names LIST                    subdomains that the token may take, * for any characters; any if absent
+  --ports LIST                    ports that the token may take, such as 20000-20099; any if absent
+  --reserve LIST                  subdomains that the token may take, and nobody else
+  --reserve-ports LIST            ports that the token may take, and nobody else
+  --expires WHEN                  last day on which the token is valid, 2027-01-31, or a time with its zone
   --connection-port PORT          port that tunnel clients connect to (default: 5554)
   --proxy-port PORT               port that visitors reach HTTP tunnels on (default: 5555)
   --tcp-proxy-port PORT           port for TCP behind a PROXY protocol load balancer (default: 5556)
@@ -93,6 +115,10 @@ Options:
                                   TCP_PROXY_PORT leads to them (default: on)
   --trusted-proxies LIST          addresses and CIDRs whose PROXY headers and forwarding fields are
                                   believed, comma-separated (none by default)
+  --auth-file FILE                file with the tokens of those who may open tunnels; without it, everybody
+                                  may (none by default)
+  --reserved-names LIST           subdomains that nobody gets, comma-separated; * stands for any characters
+                                  (none by default)
   --peers LIST                    the other nodes: a DNS name or a list of
                                   host[:metadata_port[:proxy_port[:tcp_proxy_port]]] (none by default)
   --metadata-hosts LIST           further names that the metadata API answers to (none by default)
@@ -130,6 +156,23 @@ Options:
   --tunnel-idle-timeout SECONDS   the same for upgraded and TCP connections; 0: no limit (default: 0)
   --max-connections N             most connections at once on each port (default: 65536)
   --max-tunnels N                 most tunnels at once (503 beyond it) (default: 10000)
+  --token-tunnels N               most tunnels at once of one token (429 beyond it); 0: no limit (default:
+                                  100)
+  --token-visitors N              most visitors at once of all tunnels of a token (503 beyond it); 0: no
+                                  limit (default: 32768)
+  --token-requests N              HTTP requests a second to all tunnels of a token (429 beyond them); 0: no
+                                  limit (default: 0)
+  --token-rate N                  bytes a second, both ways together, through all tunnels of a token; 0: no
+                                  limit (default: 0)
+  --tunnel-visitors N             most visitors at once of each tunnel (503 beyond it); 0: no limit
+                                  (default: 16384)
+  --tunnel-requests N             HTTP requests a second to each tunnel (429 beyond them); 0: no limit
+                                  (default: 0)
+  --tunnel-rate N                 bytes a second, both ways together, through each tunnel; 0: no limit
+                                  (default: 0)
+  --connect-rate N                connects a second of visitors with one address (429 beyond them); 0: no
+                                  limit (default: 0)
+  --connect-burst N               connects of one address that may come at once (default: 100)
   --backlog N                     connections that the system queues on each port (default: 2048)
   --drain-timeout SECONDS         seconds that running exchanges get to finish when the server stops
                                   (default: 25)
@@ -143,6 +186,18 @@ Options:
 Exit codes: 0 stopped by a signal, 1 internal error, 2 configuration, or a port that is in use,
 5 "status" reached no server.
 """
+
+
+NOT_VARIABLES = {
+    "--url",
+    "--label",
+    "--names",
+    "--ports",
+    "--reserve",
+    "--reserve-ports",
+    "--expires",
+}
+"""Options of the server's command that are no variable's: those of "status" and "token"."""
 
 
 def client() -> NoReturn:
@@ -174,6 +229,12 @@ def server() -> NoReturn:
 
             asked = config.ServerConfig.from_environ(os.environ, server_overrides(arguments))
             return status.run(asked, arguments["--url"], arguments["--json"])
+        if arguments["token"]:
+            from .server import config, tokens
+
+            return tokens.run(
+                config.ServerConfig.from_environ(os.environ, server_overrides(arguments)), arguments
+            )
         from .server.launch import main
 
         return main(server_overrides(arguments), check=arguments["--check"])
@@ -199,7 +260,7 @@ def server_overrides(arguments: dict[str, Any]) -> dict[str, str]:
     return {
         flag: value
         for flag, value in arguments.items()
-        if flag.startswith("--") and isinstance(value, str) and flag != "--url"
+        if flag.startswith("--") and isinstance(value, str) and flag not in NOT_VARIABLES
     }
 
 
@@ -214,7 +275,7 @@ def what_is_wrong(doc: str, argv: Sequence[str], docopt_says: str) -> str:
     rest = iter(argv)
     for word in rest:
         if not word.startswith("-") or word == "-":
-            words.append(word)
+            words.append("tt_…" if word.startswith("tt_") else word)  # a token in a wrong place
             continue
         name, equals, _ = word.partition("=")
         name = name if word.startswith("--") else shorts.get(word[:2], word[:2])
@@ -225,6 +286,8 @@ def what_is_wrong(doc: str, argv: Sequence[str], docopt_says: str) -> str:
         if takes_value[matching[0]] and whole and not equals:
             next(rest, None)
     commands = re.findall(r"(?m)^  \S+ ([a-z]+) ", doc[doc.index("Usage:") : doc.index("Options:")])
+    if words[:1] == ["token"] and "token new" in doc:
+        return "say what to do: token new --label NAME, token list, or token revoke LABEL"
     if "<target>" not in doc:
         words = words[1:] if words[:1] == commands[:1] else words
         commands = []

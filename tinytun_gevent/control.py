@@ -277,6 +277,7 @@ class Control:
         session = self._session
         session.goaway_received = True
         session.goaway_code = int(event.error_code or 0)
+        session.goaway_reason = bytes(event.additional_data or b"")
         last = event.last_stream_id or 0
         for stream in [s for s in session.streams.values() if session.opener and s.id > last]:
             session.remove(stream)

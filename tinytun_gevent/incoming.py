@@ -19,6 +19,7 @@ from hpack.exceptions import HPACKError
 from tinytun_gevent import guard, sockets
 from tinytun_gevent.control import Control
 from tinytun_gevent.errors import PeerProtocolError, SessionClosedError
+from tinytun_gevent.shares import BULK
 from tinytun_gevent.stream import Stream
 from tinytun_gevent.wire import http2
 from tinytun_gevent.wire.frames import FrameSplitter, FrameTooLongError
@@ -94,6 +95,10 @@ class Incoming:
                 count = session.end.recv_now(buffer)
                 if count > 0:
                     self._receive_all(buffer[:count])
+                    if count >= BULK and session.share_in is not None:
+                        session.share_in.took(count)
+                        if session.share_in.ahead:
+                            session.share_in.wait()
                 elif count == 0:
                     self._ended_by_peer()
         except (FrameTooLongError, ProtocolError, PeerProtocolError) as error:

@@ -21,10 +21,11 @@ def random_name() -> str:
     while 10,000 tunnels are open, a fresh name is one of theirs once in a million draws (the
     registry then draws again), and so is a stranger's guess.
     """
-    return f"{_word()}-{_word()}"
+    return f"{random_word()}-{random_word()}"
 
 
-def _word() -> str:
+def random_word() -> str:
+    """Five letters."""
     return "".join(secrets.choice(letters) for letters in _WORD)
 
 

@@ -17,7 +17,8 @@ from secrets import randbelow, token_bytes
 from typing import TYPE_CHECKING, Any, Final
 
 from .errors import NameTakenError, RefusedError, TryLaterError
-from .names import random_id, random_name
+from .names import random_id
+from .rights import ANYTHING, Rights
 from .wire.handshake import Kind, is_subdomain
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Tunnel:
     opener: str = ""
     #: The same as the server's Account; None where nobody has come back yet since a restart.
     account: Any = None
+    #: What its visitors may use (the server's TunnelBudget); None if nothing limits them.
+    budget: Any = None
     #: Whether its client asked for a resume token, so that the name is leased after a loss.
     resumable: bool = False
     #: Until when it is leased, in monotonic seconds; None while it is not.
@@ -152,21 +155,25 @@ class Registry:
         remote: str = "",
         opener: str = "",
         resume: str | None = None,
+        rights: Rights = ANYTHING,
     ) -> Tunnel:
         """Takes a name (``Kind.HTTP``) or a port, None meaning any, and keeps a place for a session.
 
         Whoever shows the name's token as ``resume`` gets the tunnel that has it, with its id, its
         counters, the visitors who wait for it, and what sessions it still has: those are to be ended, and
-        so are those that were promised with another ``key``.
+        so are those that were promised with another ``key``. A name that is leased is also its opener's by
+        himself, if he is somebody (``opener``): he has come from another machine.
 
         The caller gives the place back (``promised``) and releases the tunnel, whatever becomes of
         it. Raises NameTakenError (409), TryLaterError (503: the server is full), RefusedError (400:
-        not a name, or a port outside TCP_PORTS).
+        not a name, or a port outside TCP_PORTS; 403: ``rights`` do not allow it).
         """
         name = self._wanted(kind, subdomain, port)
+        if name is not None and (refusal := rights.refusal(name)):
+            raise RefusedError(refusal, 403)
         tunnel = None if name is None else self.tunnels.get(name)
         if tunnel is None:
-            tunnel = self._new(kind, name)
+            tunnel = self._new(kind, self._free(kind, rights) if name is None else name)
         elif not self._is_owner(tunnel, opener, resume):
             raise NameTakenError(f"{'Subdomain' if kind is Kind.HTTP else 'Port'} not available")
         tunnel.kind, tunnel.host_header, tunnel.remote = kind, host_header, remote
@@ -175,12 +182,10 @@ class Registry:
         tunnel.promised += 1
         return tunnel
 
-    def _new(self, kind: Kind, name: str | int | None, tunnel_id: str | None = None) -> Tunnel:
-        """Registers a tunnel under ``name``, which is free, or under any name."""
+    def _new(self, kind: Kind, name: str | int, tunnel_id: str | None = None) -> Tunnel:
+        """Registers a tunnel under ``name``, which is free."""
         if len(self.tunnels) >= self._limit:
             raise TryLaterError("This server has no room for another tunnel", 503, TRY_AGAIN)
-        if name is None:
-            name = self._free_subdomain() if kind is Kind.HTTP else self._random_port()
         tunnel = Tunnel(tunnel_id or random_id(), kind, name)
         if isinstance(name, str):
             tunnel.domain = f"{name}.{self.base_domains[0]}"
@@ -202,32 +207,40 @@ class Registry:
 
     def _is_owner(self, tunnel: Tunnel, opener: str, resume: str | None) -> bool:
         """Whether who shows ``resume`` may have a name that is taken."""
+        if tunnel.opener != opener:
+            return False
+        free = tunnel.leased_until is not None and not tunnel.promised
         if not tunnel.resumable:  # at most kept for visitors: its client knows nothing of tokens
-            return tunnel.leased_until is not None and not tunnel.promised
-        same = hmac.compare_digest(self.token_of(tunnel), resume or "")
-        return same and tunnel.opener == opener
+            return free
+        return (free and opener != "") or hmac.compare_digest(self.token_of(tunnel), resume or "")
 
     def token_of(self, tunnel: Tunnel) -> str:
         """What the owner of ``tunnel`` shows to get its name back: an HMAC over name, id and opener."""
         named = f"{type(tunnel.name).__name__} {tunnel.name} {tunnel.id} {tunnel.opener}"
         return hmac.new(self._secret, named.encode(), "sha256").hexdigest()
 
-    def _free_subdomain(self) -> str:
-        while (name := random_name()) in self.tunnels:
-            pass
-        return name
+    def _free(self, kind: Kind, rights: Rights) -> str | int:
+        """A name or port that is free and that ``rights`` allow."""
+        return self._free_subdomain(rights) if kind is Kind.HTTP else self._free_port(rights)
 
-    def _random_port(self) -> int:
+    def _free_subdomain(self, rights: Rights) -> str:
+        for name in rights.names():
+            if name not in self.tunnels and rights.allows(name):
+                return name
+        raise NameTakenError("All subdomains that your token allows are taken")
+
+    def _free_port(self, rights: Rights) -> int:
         """The first free port from a random one on: any free one is found, clashes stay rare."""
-        start = randbelow(len(self._tcp_ports))
-        for step in range(len(self._tcp_ports)):
-            port = self._tcp_ports[(start + step) % len(self._tcp_ports)]
-            if port not in self.tunnels:
+        ports = rights.ports(self._tcp_ports)
+        start = randbelow(len(ports)) if ports else 0
+        for step in range(len(ports)):
+            port = ports[(start + step) % len(ports)]
+            if port not in self.tunnels and rights.allows(port):
                 return port
         raise TryLaterError("No port is available", 503, TRY_AGAIN)
 
-    def join(self, connection_id: str, key: str) -> Tunnel:
-        """The established tunnel that another session is added to, with a place kept for it.
+    def join(self, connection_id: str, key: str, opener: str = "") -> Tunnel:
+        """The established tunnel to which its ``opener`` adds another session, with a place kept for it.
 
         The caller gives the place back (``promised``), whatever becomes of it. Raises RefusedError
         (404: there is no such tunnel or that is not its key; nobody learns which) or
@@ -236,7 +249,7 @@ class Registry:
         tunnel = self._by_id.get(connection_id)
         known = tunnel.key if tunnel is not None else ""
         same = hmac.compare_digest(known.encode(), key.encode())
-        if tunnel is None or not same or not tunnel.ready:
+        if tunnel is None or not same or tunnel.opener != opener or not tunnel.ready:
             raise RefusedError("There is no such tunnel", 404)
         if len(tunnel.sessions) + tunnel.promised >= MAX_SESSIONS:
             raise TryLaterError("This tunnel has all the sessions that it may have", 429, TRY_AGAIN)

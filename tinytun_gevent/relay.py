@@ -16,8 +16,9 @@ import gevent
 from gevent.event import Event
 
 from tinytun_gevent.errors import SessionError
-from tinytun_gevent.sockets import End, Interrupted
-from tinytun_gevent.stream import CANCEL, LOOK, Gate, Upstream
+from tinytun_gevent.rate import LONGEST, Rate
+from tinytun_gevent.sockets import End, Interrupted, unread
+from tinytun_gevent.stream import CANCEL, LOOK, Gate, Stream, Upstream
 
 GATHER: Final = 64
 """Buffers sent in one system call at most, well under every platform's IOV_MAX."""
@@ -46,8 +47,10 @@ class SocketSink:
         "end",
         "on_drained",
         "on_lost",
+        "rate",
         "refused",
         "stream",
+        "waits_turn",
     )
 
     def __init__(self, stream: Upstream | None = None, end: End | None = None) -> None:
@@ -60,7 +63,11 @@ class SocketSink:
         self.on_drained: Callable[[], None] | None = None
         #: Set by a subclass when the socket is to go on with another stream.
         self.refused = False
-        self._backlog: deque[tuple[bytes, int]] = deque()
+        #: What limits how fast bytes are delivered, and those that the socket sends; None if nothing does.
+        self.rate: Rate | None = None
+        #: Whether it is that limit that is waited for, and not the socket.
+        self.waits_turn = False
+        self._backlog: deque[tuple[bytes | memoryview, int]] = deque()
         self._draining = False
         self._eof = False
         self._ended: Event | bool = False
@@ -132,7 +139,12 @@ class SocketSink:
         if not len(data):  # sending it would never make progress
             self._give(credit)
             return
-        if not self._backlog and not self._draining and self.end is not None:
+        if (
+            not self._backlog
+            and not self._draining
+            and self.end is not None
+            and (self.rate is None or (self.end.direct and self.rate.take_now(len(data))))
+        ):
             try:
                 sent = self.end.send_now(data)
             except OSError:
@@ -141,6 +153,8 @@ class SocketSink:
             if sent == len(data):
                 self._give(credit)
                 return
+            if self.rate is not None:
+                self.rate.refund(len(data) - sent)
             given = min(sent, credit)
             self._give(given)
             credit -= given
@@ -166,7 +180,10 @@ class SocketSink:
         assert self.end is not None
         try:
             while self._backlog:
-                self._send_some(self.end)
+                if self.rate is None:
+                    self._send_some(self.end)
+                else:
+                    self._send_turn(self.end, self.rate)
         except OSError:
             self._draining = False
             self._lost()
@@ -200,6 +217,31 @@ class SocketSink:
             sent -= len(piece)
             given += credit
         self._give(given)
+
+    def _send_turn(self, end: End, rate: Rate) -> None:
+        """Sends from the front of the backlog as much as a turn allows; blocks for it, and for the kernel."""
+        self.waits_turn = True
+        try:
+            granted = rate.take(len(self._backlog[0][0]))
+        finally:
+            self.waits_turn = False
+        if not self._backlog:  # dropped meanwhile
+            rate.refund(granted)
+            return
+        piece, credit = self._backlog.popleft()
+        count = min(granted, len(piece))
+        if end.direct:
+            sent = end.send_now(memoryview(piece)[:count])
+        else:
+            end.sendall(memoryview(piece)[:count])
+            sent = count
+        rate.refund(granted - sent)
+        given = credit if sent == len(piece) else min(sent, credit)
+        if sent < len(piece):
+            self._backlog.appendleft((memoryview(piece)[sent:], credit - given))
+        self._give(given)
+        if not sent:
+            end.wait_writable()
 
     def _finish_if_idle(self) -> None:
         if not self._eof or not self.idle or self.end is None or self._ended is True:
@@ -251,7 +293,7 @@ def relay(stream: Upstream, sink: SocketSink, gate: Gate | None = None) -> None:
 
     sink.on_lost = last_words
     try:
-        while stream.send_from(end, 0, gate):
+        while send_some(stream, end, sink.rate, 0, gate):
             pass
         if not lost:
             stream.shutdown()
@@ -275,8 +317,24 @@ def relay(stream: Upstream, sink: SocketSink, gate: Gate | None = None) -> None:
     end.close()
 
 
-def pump(stream: Upstream, source: End, gate: Gate | None = None) -> None:
+def pump(stream: Upstream, source: End, gate: Gate | None = None, rate: Rate | None = None) -> None:
     """Moves what ``source`` has to the stream until it ends, then half-closes the stream."""
-    while stream.send_from(source, 0, gate):
+    while send_some(stream, source, rate, 0, gate):
         pass
     stream.shutdown()
+
+
+def send_some(stream: Upstream, source: End, rate: Rate | None, limit: int, gate: Gate | None) -> int:
+    """As :meth:`Stream.send_from`, not faster than ``rate``: until its turn nothing is read. Blocks."""
+    if rate is None:
+        return stream.send_from(source, limit, gate)
+    source.wait_readable()
+    if isinstance(stream, Stream):
+        stream.wait_window(source)  # whoever cannot send takes no turn
+    there = (unread(source.sock) or 1) if source.direct else LONGEST
+    granted, moved = rate.take(min(there, limit) if limit else there), 0
+    try:
+        moved = stream.send_from(source, granted, gate)
+    finally:
+        rate.refund(granted - moved)
+    return moved

@@ -33,6 +33,7 @@ from tinytun_gevent.guard import Guard
 from tinytun_gevent.incoming import MAX_FRAME, Incoming
 from tinytun_gevent.keepalive import KeepAlive
 from tinytun_gevent.pacing import Pacing
+from tinytun_gevent.shares import BULK, Share
 from tinytun_gevent.sockets import Buffer, End, end_of
 from tinytun_gevent.stream import NO_ERROR, Gate, Stream
 from tinytun_gevent.wire import http2
@@ -98,10 +99,15 @@ class Session:
         self.backlog = 0
         #: Bytes that the largest window of a stream has had: what this path can hold.
         self.usual_window = INITIAL_WINDOW
+        #: What this session moves is part of: received and sent. None where nobody competes.
+        self.share_in: Share | None = None
+        self.share_out: Share | None = None
         #: The peer wants no new streams.
         self.goaway_received = False
         #: What it said of the reason (RFC 9113 §7).
         self.goaway_code = NO_ERROR
+        #: What it says about why, as it came.
+        self.goaway_reason = b""
         self.goaway_sent = False
         #: How many streams the peer takes at once.
         self.peer_max_streams = 0
@@ -306,6 +312,8 @@ class Session:
         def allow(wanted: int) -> int:
             count = self._allowed(stream, wanted)
             self._charge(stream, count)
+            if self.share_out is not None and count >= BULK:
+                self.share_out.took(count)
             return count
 
         return self.writer.send_data(stream.id, payload, allow)
@@ -313,11 +321,17 @@ class Session:
     def send_data_from(self, stream: Stream, source: End, limit: int, gate: Gate | None) -> int:
         """Moves one frame from ``source``: bytes read, 0 at its end, -1 for none now. Blocks."""
 
+        share = self.share_out
+
         def allow(wanted: int) -> int:
+            if share is not None and share.ahead:  # by what others have sent before this turn
+                return 0
             return self._allowed(stream, min(wanted, limit) if limit else wanted)
 
         def charge(count: int) -> None:
             self._charge(stream, count)
+            if share is not None and count >= BULK:
+                share.took(count)
 
         return self.writer.send_data_from(stream.id, source, allow, charge, gate)
 

@@ -14,6 +14,7 @@ from tinytun_gevent.wire.http2 import Field
 
 if TYPE_CHECKING:
     from tinytun_gevent.session import Session
+    from tinytun_gevent.shares import Share
     from tinytun_gevent.sockets import Buffer, End
 
 NO_ERROR: Final = 0
@@ -159,13 +160,33 @@ class Stream:
                 raise self._error
             source.wait_readable()
             self.wait_window(source)
-            moved = self.session.send_data_from(self, source, limit, gate)
+            share = self.session.share_out
+            if share is not None and (share.ahead or share.turns.held):
+                moved = self._send_in_turn(share, source, limit, gate)
+            else:
+                moved = self.session.send_data_from(self, source, limit, gate)
             if moved >= 0:
                 return moved
+
+    def _send_in_turn(self, share: Share, source: End, limit: int, gate: Gate | None) -> int:
+        """Waits until the tunnel may go on, one of its visitors after the other, and moves what there is."""
+        share.turns.acquire()
+        try:
+            share.wait()
+            return self.session.send_data_from(self, source, limit, gate)
+        finally:
+            share.turns.release()
 
     def _send_copied(self, source: End, limit: int, gate: Gate | None) -> int:
         data = source.recv(min(limit, COPY_SIZE))
         view = memoryview(data)
+        share = self.session.share_out
+        if share is not None and (share.ahead or share.turns.held):
+            share.turns.acquire()
+            try:
+                share.wait()
+            finally:
+                share.turns.release()
         self.sendall(view if gate is None else view[: gate(view)])
         return len(data)
 

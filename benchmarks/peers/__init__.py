@@ -22,6 +22,8 @@ HAPROXY = "haproxy x2"
 CONTENDERS: tuple[Contender, ...] = (
     Tinytun("http"),
     Tinytun("tcp"),
+    Tinytun("http", limits=True),
+    Tinytun("tcp", limits=True),
     Bore(),
     Rathole(),
     SshReverse(),

@@ -80,6 +80,8 @@ class Contender(ABC):
 
     name: str
     role = Role.PEER
+    #: Measured only when named on the command line.
+    asked_for = False
     programs: Sequence[str] = ()
     #: Descriptors that one visitor costs the process that needs most.
     descriptors = 2

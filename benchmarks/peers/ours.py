@@ -15,16 +15,28 @@ BIN = Path(__file__).resolve().parent.parent.parent / "bin"
 CONCURRENCY = 16384
 
 
+#: Limits that nobody reaches: what is left is what it costs to look.
+HIGH = (
+    *("--tunnel-visitors", "1000000"),
+    *("--tunnel-requests", "1000000"),
+    *("--tunnel-rate", "100000000000"),
+    *("--connect-rate", "1000000"),
+    *("--connect-burst", "1000000"),
+)
+
+
 class Tinytun(Contender):
     """A server, and a client for each service."""
 
     role = Role.OURS
     descriptors = 1
 
-    def __init__(self, kind: str) -> None:
-        """``kind``: ``http`` or ``tcp``, as the command has it."""
+    def __init__(self, kind: str, limits: bool = False) -> None:
+        """``kind``: ``http`` or ``tcp``, as the command has it; ``limits``: set, and never reached."""
         self.kind = kind
-        self.name = f"tinytun {kind}"
+        self.name = f"tinytun {kind} limits" if limits else f"tinytun {kind}"
+        self.asked_for = limits
+        self._options = HIGH if limits else ()
 
     def start_server(self, ground: Ground) -> Server:
         return with_relay(ground, three_times(lambda: self._listen(ground)))
@@ -32,6 +44,7 @@ class Tinytun(Contender):
     def _listen(self, ground: Ground) -> Server:
         ports = {which: free_port() for which in ("connection", "proxy", "tcp-proxy", "metadata")}
         command = [sys.executable, str(BIN / "tinytun-server"), "--bind", LOCAL, "--base-domain", "localhost"]
+        command += self._options
         command += [word for which, port in ports.items() for word in (f"--{which}-port", str(port))]
         server = ground.workspace.start(f"tinytun-server-{self.kind}", command)
         server.expect_port(ports["connection"])

@@ -52,6 +52,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_address(host: str) -> bool:
+    """Whether it is numeric, so that nobody is asked where it leads."""
+    try:
+        ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
 def _ascii(host: str) -> str:
     """An internationalized name in the form that is resolved and sent (RFC 5890)."""
     if host.isascii():

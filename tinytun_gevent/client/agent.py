@@ -202,7 +202,8 @@ class Agent:
         finally:
             self.connected.clear()
             team.close()
-        reason = "the server is stopping" if team.stops else str(team.error or "the server closed the tunnel")
+        said = team.said or str(team.error or "the server closed the tunnel")
+        reason = "the server is stopping" if team.stops else said
         if team.replaced:
             reason = "another client that has the same token took the name"
             self._claim.drop()  # shown again, it would take the name from the other, and so on for ever
@@ -253,6 +254,7 @@ class Agent:
             port=config.port or (granted.port if granted else None),
             host_header=config.host_header,
             resume=self._claim.show(),
+            token=config.token,
         )
 
     def _warn_once(self, text: str) -> None:

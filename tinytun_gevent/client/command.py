@@ -14,9 +14,13 @@ import gevent
 from .. import garbage
 from ..errors import UsageError
 from ..lines import line_handler
+from . import login
 from .agent import Agent
 from .config import check_log_level, config_from_arguments
+from .credentials import TOKEN_VARIABLE
 from .ui import LogUi, TerminalUi, Ui
+
+log = logging.getLogger(__name__)
 
 #: Exit code after a second signal, as a shell shows an interrupted program.
 INTERRUPTED = 130
@@ -27,6 +31,8 @@ def run(arguments: Mapping[str, Any]) -> int:
     level = "debug" if arguments["--debug"] else check_log_level(arguments["--log-level"])
     quiet = bool(arguments["--quiet"])
     set_up_logging("warning" if quiet and level in ("debug", "info") else level)
+    if arguments["login"] or arguments["logout"]:
+        return (login.login if arguments["login"] else login.logout)(arguments, os.environ)
     if arguments["demo"]:
         from .demo import run_demo
 
@@ -34,7 +40,13 @@ def run(arguments: Mapping[str, Any]) -> int:
         return run_demo(arguments["--target"], lambda target: choose_ui(target, quiet), stop_on_signals)
     config = config_from_arguments(arguments, os.environ)
     if config.insecure:
-        logging.getLogger(__name__).warning("--insecure: anybody on the way can read and change everything")
+        log.warning("--insecure: anybody on the way can read and change everything")
+    if arguments["--token"] is not None:
+        log.warning(
+            "--token: others on this computer may see it among the processes; 'tinytun login', %s and "
+            "--token-file hide it",
+            TOKEN_VARIABLE,
+        )
     garbage.calm()
     with choose_ui(str(config.target), quiet) as ui:
         agent = Agent(config, ui)
@@ -46,7 +58,7 @@ def run(arguments: Mapping[str, Any]) -> int:
 
 def check_demo_options(arguments: Mapping[str, Any]) -> None:
     """The demo has a server of its own; raises UsageError for options that would mean nothing."""
-    for flag in ("--server", "--ca", "--proxy", "--connect-timeout"):
+    for flag in ("--server", "--ca", "--proxy", "--connect-timeout", "--token", "--token-file"):
         if arguments[flag] is not None:
             raise UsageError(f"{flag} means nothing to the demo, which has a server of its own")
 

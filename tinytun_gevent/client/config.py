@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 from urllib.parse import urlsplit
 
 from ..errors import UsageError
 from ..wire.handshake import Kind, is_host, is_subdomain
-from .address import bracketed, split_host_port
+from .address import bracketed, is_address, split_host_port
+from .credentials import PLAIN, choose_token, must_hide
 from .proxies import Proxy, choose_proxy
 from .state import state_directory
 from .target import Target, Verify, parse_target
@@ -77,6 +78,8 @@ class ClientConfig:
     proxy: Proxy | None = None
     connect_timeout: float | None = None
     state_dir: str | None = None
+    #: What says who opens the tunnel; None for nobody in particular.
+    token: str | None = field(default=None, repr=False)
 
 
 def make_config(
@@ -91,6 +94,8 @@ def make_config(
     host_header: str | None = None,
     ca: str | os.PathLike[str] | None = None,
     insecure: bool = False,
+    token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
     proxy: str | None = None,
     connect_timeout: float | str | None = None,
     verify_target: str = "auto",
@@ -99,7 +104,8 @@ def make_config(
     """Check every value and put them together.
 
     ``server`` None means `SERVER_VARIABLE`, then `DEFAULT_SERVER`; ``proxy`` None means what
-    ``HTTPS_PROXY`` and ``NO_PROXY`` say, an empty one none at all. Raises UsageError, which names
+    ``HTTPS_PROXY`` and ``NO_PROXY`` say, an empty one none at all; ``token`` None what ``token_file`` has,
+    then ``TINYTUN_TOKEN``, then what `tinytun login` has kept for the server. Raises UsageError, which names
     the flag or variable, the value and what is allowed.
     """
     kind = _check_kind(kind)
@@ -109,7 +115,11 @@ def make_config(
     if not http and (subdomain is not None or host_header is not None):
         raise UsageError("--subdomain and --host-header are for http tunnels")
     parsed_target = parse_target(str(target), _check_verify(verify_target))
-    address = _server_address(server, environ)
+    address = server_address(server, environ)
+    chosen_proxy = choose_proxy(address.host, address.port, proxy, environ)
+    chosen_token = choose_token(token, token_file, address.authority, environ)
+    if chosen_token is not None and not insecure:
+        _check_hidden(address, chosen_proxy)
     return ClientConfig(
         kind=kind,
         target=parsed_target,
@@ -121,9 +131,10 @@ def make_config(
         host_header=_check_host_header(host_header, parsed_target),
         ca=_check_ca(ca),
         insecure=insecure,
-        proxy=choose_proxy(address.host, address.port, proxy, environ),
+        proxy=chosen_proxy,
         connect_timeout=_check_seconds(connect_timeout),
         state_dir=state_directory(environ),
+        token=chosen_token,
     )
 
 
@@ -140,6 +151,8 @@ def config_from_arguments(arguments: Mapping[str, Any], environ: Mapping[str, st
         host_header=arguments["--host-header"],
         ca=arguments["--ca"],
         insecure=arguments["--insecure"],
+        token=arguments["--token"],
+        token_file=arguments["--token-file"],
         proxy=arguments["--proxy"],
         connect_timeout=arguments["--connect-timeout"],
         verify_target=arguments["--verify-target"],
@@ -167,13 +180,24 @@ def parse_server(text: str, source: str = "--server") -> ServerAddress:
     return ServerAddress(host, port or default, tls=parts.scheme != "http")
 
 
-def _server_address(server: str | None, environ: Mapping[str, str]) -> ServerAddress:
+def server_address(server: str | None, environ: Mapping[str, str]) -> ServerAddress:
+    """The server that ``--server``, or the variable, or neither means; raises UsageError."""
     if server is not None:
         return parse_server(server)
     from_environment = environ.get(SERVER_VARIABLE, "").strip()
     if from_environment:
         return parse_server(from_environment, SERVER_VARIABLE)
     return parse_server(DEFAULT_SERVER)
+
+
+def _check_hidden(server: ServerAddress, proxy: Proxy | None) -> None:
+    """Raises UsageError if it is certain that a token would leave this machine in the clear.
+
+    A name may mean this machine without looking like it: `dial_server` looks at its addresses.
+    """
+    elsewhere = is_address(server.host) and must_hide(server.host)
+    if not server.tls and (proxy is not None or elsewhere):
+        raise UsageError(f"{server} {PLAIN}")
 
 
 def _check_kind(kind: Kind | str) -> Kind:

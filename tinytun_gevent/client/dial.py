@@ -24,6 +24,7 @@ from ..errors import UnreachableError, UsageError
 from ..sockets import BareSocket, tune
 from .address import bracketed
 from .config import ClientConfig
+from .credentials import PLAIN, must_hide
 from .proxies import Proxy
 from .text import clean, unclutter
 
@@ -61,7 +62,7 @@ def dial_server(
 
     With ``address`` that is where it, or the proxy, is reached: a name may have several.
     Blocks for at most ``timeout`` seconds. Raises UnreachableError (HopelessError where trying
-    again is no use) and UsageError for a CA file that cannot be read.
+    again is no use) and UsageError for a CA file that cannot be read, or a token that would go in the clear.
     """
     context = make_context(config.ca, config.insecure) if config.server.tls else None
     late = UnreachableError(f"{config.server.authority} did not answer within {timeout:.0f} s")
@@ -72,6 +73,17 @@ def dial_server(
 def address_of(sock: socket.socket) -> Address:
     """Where ``sock`` is connected to. Raises OSError if it is not any more."""
     return int(sock.family), sock.getpeername()
+
+
+def check_hidden(config: ClientConfig, addresses: Sequence[Address]) -> None:
+    """Raises UsageError if a token would go to one of ``addresses`` in the clear, unless that is allowed.
+
+    A name says nothing about where it leads, so both what it resolves to and what was connected to count.
+    """
+    if config.token is None or config.server.tls or config.insecure:
+        return
+    if config.proxy is not None or any(must_hide(str(sockaddr[0])) for _, sockaddr in addresses):
+        raise UsageError(f"{config.server} {PLAIN}")
 
 
 def make_context(ca: str | None, insecure: bool) -> ssl.SSLContext:
@@ -221,12 +233,14 @@ def _dial(config: ClientConfig, context: ssl.SSLContext | None, address: Address
     server, proxy = config.server, config.proxy
     host, port = (proxy.host, proxy.port) if proxy else (server.host, server.port)
     addresses = resolve(host, port) if address is None else [address]
+    check_hidden(config, addresses)
     try:
         sock = first_to_connect(addresses)
     except OSError as error:
         what = f"proxy {proxy}" if proxy else server.authority
         raise UnreachableError(f"cannot connect to {what}: {unclutter(error)}") from None
     try:
+        check_hidden(config, [address_of(sock)])
         if proxy is not None:
             connect_through(sock, proxy, server.authority)
         return sock if context is None else start_tls(sock, context, server.host, server.authority)
@@ -302,4 +316,3 @@ def _status_line(head: bytes, proxy: Proxy) -> tuple[int, str]:
     if not version.startswith(b"HTTP/1.") or len(code) != 3 or not code.isdigit():
         raise HopelessError(f"proxy {proxy} does not speak HTTP")
     return int(code), clean(reason)
-

@@ -20,6 +20,7 @@ from .dial import address_of
 from .growth import LOOK, Gauge, Pauses
 from .link import open_session
 from .sessions import Sessions
+from .text import clean
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,12 @@ class Team:
     def error(self) -> SessionError | None:
         """Once it is `over`: why the last session has ended; None after a clean end."""
         return self._last.error
+
+    @property
+    def said(self) -> str:
+        """Why the server has ended it, in the server's words; empty if it gave no reason."""
+        reason = self._last.goaway_reason if self._last.goaway_code != NO_ERROR else b""
+        return f"the server says: {clean(reason)}" if reason else ""
 
     @property
     def sessions(self) -> list[Session]:
@@ -165,7 +172,8 @@ class Team:
 
     def _request(self, key: str) -> OpenRequest:
         join = Join(self._granted.connection_id, key)
-        return OpenRequest(self._config.kind, self._config.server.authority, join=join)
+        config = self._config
+        return OpenRequest(config.kind, config.server.authority, join=join, token=config.token)
 
     def _join(self, request: OpenRequest) -> None:
         """Adds one session, or remembers that it failed. Blocks."""

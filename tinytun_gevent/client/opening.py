@@ -40,6 +40,12 @@ REASON_TIMEOUT = 1.0
 #: Statuses that no retry mends, not even later: the request is wrong, or the user is not wanted.
 FINAL = frozenset((400, 401, 403))
 
+#: What to do about a refusal, with the server's address in it.
+HINTS = {
+    401: "; 'tinytun login --server {}' enters a token for it",
+    403: "; whoever runs the server can allow it",
+}
+
 #: Statuses below 500 that pass by themselves (RFC 9110 §15.5.9, RFC 6585 §4, RFC 8470 §5.2).
 PASSING = frozenset((408, 425, 429))
 
@@ -69,7 +75,10 @@ def open_tunnel(
         raise HopelessError(f"{authority} is no tunnel server: {clean(str(error))}") from None
     if isinstance(reply, OpenReply):
         return reply, rest
-    raise refusal_error(reply, _reason(sock, reply, rest), authority, wish)
+    reason = _reason(sock, reply, rest)
+    if request.token:
+        reason = reason.replace(request.token, "…")  # a server that repeats it would bring it into our log
+    raise refusal_error(reply, reason, authority, wish)
 
 
 def refusal_error(refusal: Refusal, reason: str, authority: str, wish: str) -> TunnelError:
@@ -81,7 +90,7 @@ def refusal_error(refusal: Refusal, reason: str, authority: str, wish: str) -> T
     if status in (429, 503):
         return TryLaterError(text, status, refusal.retry_after)
     if status in FINAL:
-        return RefusedError(text, status)
+        return RefusedError(text + HINTS.get(status, "").format(authority), status)
     if status < 400:
         return HopelessError(f"{authority} is no tunnel server: it answered CONNECT with {status}")
     if status < 500 and status not in PASSING:

@@ -35,6 +35,8 @@ class Tunnel:
         host_header: str | None = None,
         ca: str | os.PathLike[str] | None = None,
         insecure: bool = False,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
         proxy: str | None = None,
         verify_target: str = "auto",
         timeout: float | None = 30.0,
@@ -42,7 +44,8 @@ class Tunnel:
     ) -> None:
         """The arguments are the options of ``tinytun http`` and ``tinytun tcp`` (see README).
 
-        ``server`` None means ``TINYTUN_SERVER_URL``, ``proxy`` None ``HTTPS_PROXY``. ``timeout`` is
+        ``server`` None means ``TINYTUN_SERVER_URL``, ``proxy`` None ``HTTPS_PROXY``, ``token`` None
+        ``TINYTUN_TOKEN`` or what ``tinytun login`` has kept. ``timeout`` is
         in seconds, for the first connection; None waits for ever. Raises UsageError for a value that makes
         no sense; connects to nothing yet.
         """
@@ -57,6 +60,8 @@ class Tunnel:
             host_header=host_header,
             ca=ca,
             insecure=insecure,
+            token=token,
+            token_file=token_file,
             proxy=proxy,
             verify_target=verify_target,
         )

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from gevent import socket
 from gevent.server import StreamServer
@@ -42,6 +42,16 @@ def ceiling() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else int(soft - min(RESERVE, soft // 8))
 
 
+class Door(Protocol):
+    """Decides whether an acceptor may accept, besides its own limit."""
+
+    def is_shut(self, reopen: Callable[[], None]) -> bool:
+        """Whether nothing may be accepted now; then ``reopen`` is called as soon as something may."""
+
+    def enter(self) -> Callable[[], None] | None:
+        """A connection was accepted; what is to be called when it is over, if anything."""
+
+
 class Acceptor(StreamServer):
     """A ``StreamServer`` whose connections are served by :class:`Workers`, ``limit`` at once.
 
@@ -58,6 +68,7 @@ class Acceptor(StreamServer):
         limit: int,
         *,
         raw: bool = False,
+        door: Door | None = None,
     ) -> None:
         """``handle`` blocks until the connection is over; its socket is closed then. With ``raw`` that
         has none of gevent's methods and is non-blocking: what ``sockets.end_of`` wants, quicker made.
@@ -68,6 +79,7 @@ class Acceptor(StreamServer):
         self._workers = workers
         self._limit = limit
         self._raw = raw
+        self._door = door
         #: Where the reserve begins; a raw socket's number tells how many descriptors there are.
         self._ceiling = ceiling() if raw else sys.maxsize
         #: Whether that was reached: nothing is accepted until it has been found otherwise.
@@ -86,7 +98,9 @@ class Acceptor(StreamServer):
 
     def full(self) -> bool:
         """Whether there are as many connections as there may be."""
-        return self.connections >= self._limit
+        if self.connections >= self._limit:
+            return True
+        return self._door is not None and self._door.is_shut(self._look_again)
 
     def pause(self) -> None:
         """Accepts nothing until :meth:`resume`; whoever connects waits in the kernel's backlog."""
@@ -100,15 +114,18 @@ class Acceptor(StreamServer):
 
     def do_handle(self, *args: Any) -> None:
         self.connections += 1
-        self._workers.spawn(self._serve, *args)
+        leave = None if self._door is None else self._door.enter()
+        self._workers.spawn(self._serve, leave, *args)
 
-    def _serve(self, sock: Any, address: Any) -> None:
+    def _serve(self, leave: Callable[[], None] | None, sock: Any, address: Any) -> None:
         try:
             self._serve_one(sock, address)
         finally:
             sock.close()
-            was_full = self.full()
+            was_full = self.connections >= self._limit
             self.connections -= 1
+            if leave is not None:
+                leave()
             if was_full:
                 self._look_again()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+
+from ..rights import ANYTHING, Rights
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,15 +16,22 @@ class Limits:
     tunnels: int = 0
     #: Visitors at once: HTTP exchanges, and connections that are carried as they are.
     visitors: int = 0
-    #: HTTP requests a second.
+    #: HTTP requests a second; so many may also come at once.
     requests: float = 0.0
     #: Bytes a second, both directions together.
     rate: int = 0
 
+    @property
+    def for_visitors(self) -> bool:
+        """Whether anything here concerns visitors."""
+        return bool(self.visitors or self.requests or self.rate)
+
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One who may open tunnels; on a server without tokens all are :data:`ANYBODY`."""
+    """One who may open tunnels. On a server without tokens all are one without id, like :data:`ANYBODY`:
+    strangers have no limits in common, only each of their tunnels has its own.
+    """
 
     #: Part of what his resume tokens stand for, the same on all his machines and after a restart.
     id: str = ""
@@ -32,6 +41,8 @@ class Account:
     limits: Limits = Limits()
     #: For each of them.
     each: Limits = Limits()
+    #: Which names and ports he may take.
+    rights: Rights = field(default=ANYTHING, compare=False, repr=False)
 
 
 ANYBODY: Final = Account()

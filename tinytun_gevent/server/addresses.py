@@ -46,6 +46,14 @@ def canonical(ip: str) -> str:
     return str(mapped or address)
 
 
+def network_of(ip: str) -> str | int:
+    """What stands for everybody behind ``ip``, which is unmapped: itself, or of IPv6 the first 64 bits.
+
+    The others one customer changes as he likes.
+    """
+    return int(IPv6Address(ip)) >> 64 if ":" in ip else ip
+
+
 def is_ip(text: str) -> bool:
     """Whether ``text`` is an IP address without brackets or port."""
     try:

@@ -21,6 +21,7 @@ from gevent import socket
 from ..background import run_in_hub
 from ..errors import TunnelError
 from ..registry import Record, Registry
+from . import tokens
 from .accepting import Acceptor
 from .accesslog import AccessLog
 from .addresses import bracketed, listen_all, plain
@@ -93,8 +94,13 @@ class Serving:
         the ports of TCP tunnels are its own where it is still there to pass them on.
         """
         self.core.start()
+        problem = self.core.auth.problem
+        if predecessor is not None and problem is not None:
+            raise problem  # the process before goes on, with what it knows
         records, ports = (predecessor.records, predecessor.ports) if predecessor else (None, {})
         self._listener.restore(self._leases.start(records), ports)
+        self.core.auth.on_change = self._listener.review
+        self._listener.review()
         self.core.clock.watch(self._leases)
         self.sight.lag.start()
         if self._access_log is not None:
@@ -220,12 +226,15 @@ class TunnelServer:
         self._serving: Serving | None = None
 
     def start(self) -> Self:
-        """Binds the ports and serves. Raises UsageError, with nothing left bound, if one cannot be."""
+        """Binds the ports and serves. Raises UsageError, with nothing left bound, if one cannot be, or if
+        ``auth_file`` cannot be read."""
         if self._serving is None:
             run_in_hub(self._start)
         return self
 
     def _start(self) -> None:
+        if self.config.auth_file:
+            tokens.read(self.config)
         native = listen_all(self.config.listeners(), self.config.backlog)
         sockets = [socket.socket(sock.family, sock.type, sock.proto, sock.detach()) for sock in native]
         serving = Serving(self.config, sockets)

@@ -13,11 +13,15 @@ from typing import Any, Final
 
 from ..errors import UsageError
 from . import settings
+from .account import Limits
 from .addresses import Network, Networks, bracketed, is_loopback
 from .settings import Form, PeerAddress, fill_url
 
 HIGHEST_COUNT: Final = 1_000_000
 """More connections than a process can have descriptors are a typing mistake."""
+
+HIGHEST_RATE: Final = 10**11
+"""Bytes a second; no network is faster."""
 
 HIGHEST_WAIT: Final = 86_400.0
 """Seconds; no step of a connection sensibly waits for longer than a day."""
@@ -36,6 +40,10 @@ def _seconds(variable: str, default: str, meaning: str, low: float = 0.1) -> Any
 
 def _count(variable: str, default: str, meaning: str, low: int = 1, high: int = HIGHEST_COUNT) -> Any:
     return _option(variable, default, settings.whole(low, high), meaning)
+
+
+def _limit(variable: str, default: str, meaning: str, high: int = HIGHEST_COUNT) -> Any:
+    return _count(variable, default, f"{meaning}; 0: no limit", low=0, high=high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +99,18 @@ class ServerConfig:
         "",
         settings.NETWORKS,
         "addresses and CIDRs whose PROXY headers and forwarding fields are believed, comma-separated",
+    )
+    auth_file: str = _option(
+        "AUTH_FILE",
+        "",
+        settings.FILE,
+        "file with the tokens of those who may open tunnels; without it, everybody may",
+    )
+    reserved_names: tuple[str, ...] = _option(
+        "RESERVED_NAMES",
+        "",
+        settings.PATTERNS,
+        "subdomains that nobody gets, comma-separated; * stands for any characters",
     )
     peers: tuple[PeerAddress, ...] = _option(
         "PEERS",
@@ -179,6 +199,32 @@ class ServerConfig:
     )
     max_connections: int = _count("MAX_CONNECTIONS", "65536", "most connections at once on each port")
     max_tunnels: int = _count("MAX_TUNNELS", "10000", "most tunnels at once (503 beyond it)")
+    token_tunnels: int = _limit("TOKEN_TUNNELS", "100", "most tunnels at once of one token (429 beyond it)")
+    token_visitors: int = _limit(
+        "TOKEN_VISITORS", "32768", "most visitors at once of all tunnels of a token (503 beyond it)"
+    )
+    token_requests: int = _limit(
+        "TOKEN_REQUESTS", "0", "HTTP requests a second to all tunnels of a token (429 beyond them)"
+    )
+    token_rate: int = _limit(
+        "TOKEN_RATE",
+        "0",
+        "bytes a second, both ways together, through all tunnels of a token",
+        high=HIGHEST_RATE,
+    )
+    tunnel_visitors: int = _limit(
+        "TUNNEL_VISITORS", "16384", "most visitors at once of each tunnel (503 beyond it)"
+    )
+    tunnel_requests: int = _limit(
+        "TUNNEL_REQUESTS", "0", "HTTP requests a second to each tunnel (429 beyond them)"
+    )
+    tunnel_rate: int = _limit(
+        "TUNNEL_RATE", "0", "bytes a second, both ways together, through each tunnel", high=HIGHEST_RATE
+    )
+    connect_rate: int = _limit(
+        "CONNECT_RATE", "0", "connects a second of visitors with one address (429 beyond them)"
+    )
+    connect_burst: int = _count("CONNECT_BURST", "100", "connects of one address that may come at once")
     backlog: int = _count("BACKLOG", "2048", "connections that the system queues on each port", high=65_535)
     drain_timeout: float = _option(
         "DRAIN_TIMEOUT",
@@ -253,6 +299,16 @@ class ServerConfig:
         """Whether there are peers elsewhere that cannot ask us: the metadata port is on loopback only."""
         here = [is_loopback(entry.host) for entry in self.peers]
         return bool(here) and not all(here) and is_loopback(self.metadata_bind)
+
+    @property
+    def token_limits(self) -> Limits:
+        """What the tunnels of one token may use together, where nothing else is said of it."""
+        return Limits(self.token_tunnels, self.token_visitors, self.token_requests, self.token_rate)
+
+    @property
+    def tunnel_limits(self) -> Limits:
+        """What each tunnel may use, where nothing else is said of its token."""
+        return Limits(0, self.tunnel_visitors, self.tunnel_requests, self.tunnel_rate)
 
     def trusted(self) -> Networks:
         """Whose forwarding fields and PROXY headers are believed, to be asked with ``in``."""

@@ -13,12 +13,16 @@ from gevent.event import Event
 
 from ..errors import TryLaterError
 from ..registry import Registry, Tunnel
+from ..shares import Share, Shares
 from ..sockets import End
 from ..wire.handshake import OpenRequest
 from ..wire.http1 import HeadLimits
 from ..workers import Workers
-from .account import ANYBODY, Account
+from .account import Account
+from .auth import Auth
+from .budgets import Budgets
 from .config import ServerConfig
+from .connects import Connects
 from .deadlines import Clock
 from .handover import Moved, Successor
 from .observed import Observed, log_exchange
@@ -70,6 +74,20 @@ class ServerCore:
         #: What is counted, for the operator.
         self.tally = Tally()
         self._trusted = config.trusted()
+        #: Who may open tunnels.
+        self.auth = Auth(config, self.tally, self.is_trusted)
+        #: What accounts and tunnels use of what they may.
+        self.budgets = Budgets(self.tally)
+        #: How often visitors' addresses connect; None if they may as often as they like.
+        self.connects: Connects | None = None
+        if config.connect_rate:
+            self.connects = Connects(
+                config.connect_rate,
+                config.connect_burst,
+                config.queue_timeout,
+                self.is_trusted,
+                self.tally,
+            )
         self.request_limits = HeadLimits(config.head_bytes, config.head_fields)
         self.answer_limits = HeadLimits(config.answer_head_bytes, config.answer_head_fields)
         #: Whether the server is stopping: no new tunnels, no further request on a connection.
@@ -85,12 +103,18 @@ class ServerCore:
         self.workers = Workers()
         #: Looks at the deadlines of everybody's connections once a second.
         self.clock = Clock()
+        #: What tunnels move, in each direction, while several of them move much.
+        self._received = Shares()
+        self._sent = Shares()
         #: Called with every exchange that is over; must not block.
         self.observers: list[Callable[[Observed], None]] = [log_exchange]
 
     def start(self) -> None:
         """Begins to resolve the peers' names; does not block."""
         self.peers.start()
+        self.clock.watch(self.budgets)
+        self.auth.load()
+        self.clock.watch(self.auth)
         if self.config.deaf_to_peers:
             log.warning(
                 "PEERS is set, but METADATA_BIND is a loopback address: no other node can ask this one"
@@ -99,13 +123,12 @@ class ServerCore:
     def authorize(self, request: OpenRequest, address: tuple[str, int]) -> Account:
         """The one place that decides whether ``request`` from ``address`` may open a tunnel.
 
-        Returns who opens it, or raises RefusedError, whose status and text answer the CONNECT. Today
-        everybody may, and is nobody in particular, unless the server is stopping.
+        Returns who opens it, or raises RefusedError, whose status and text answer the CONNECT.
         """
         if self.draining:
             self.tally.refuse(Refusal.SERVER)
             raise TryLaterError("This server is restarting", 503, RETRY_AFTER)
-        return ANYBODY
+        return self.auth.authenticate(request.token, address[0])
 
     def observe(self, exchange: Observed) -> None:
         """The one place that every finished exchange passes; never raises, must not block."""
@@ -125,7 +148,8 @@ class ServerCore:
         pool: StreamPool | None = tunnel.pool
         if pool is None:
             config = self.config
-            pool = StreamPool(config.queue_timeout, config.park_seconds, config.park_visitors)
+            shares = Share(self._received), Share(self._sent)
+            pool = StreamPool(config.queue_timeout, config.park_seconds, config.park_visitors, shares)
             tunnel.pool = pool
             tunnel.sessions = pool.sessions
             self.clock.watch(pool)

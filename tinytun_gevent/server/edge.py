@@ -36,6 +36,7 @@ from tinytun_gevent.wire import http1
 
 if TYPE_CHECKING:
     from tinytun_gevent.server.core import ServerCore
+    from tinytun_gevent.server.usage import TunnelBudget
 
 READ_SIZE: Final = 32 * 1024
 """Bytes read at once while a request head is awaited."""
@@ -56,6 +57,12 @@ class Edge:
 
     def handle(self, sock: Socket, address: tuple[str, int]) -> None:
         """Serves one visitor connection until it ends; closes the socket. Blocks."""
+        connects = self._core.connects
+        if connects is not None and (wait := connects.admit(plain(address)[0])):
+            end = end_of(sock)
+            connects.turn_away(end, wait)
+            end.close()
+            return
         self._serve(Visitor(self._core, sock, address))
 
     def go_on(self, sock: Socket, moved: Moved) -> None:
@@ -245,6 +252,9 @@ class Visitor:
         tunnel = route if isinstance(route, Tunnel) else None
         exchange = self.exchange = Exchange(self, request, tunnel)
         self._core.begin()
+        self.sink.rate = None
+        if isinstance(route, Tunnel) and route.budget is not None:
+            route = self._admit(exchange, route)
         try:
             if isinstance(route, Failure):
                 exchange.fail(route)
@@ -260,6 +270,15 @@ class Visitor:
         if request.upgrade and not exchange.over:
             self._continue_upgraded(exchange)
         return True
+
+    def _admit(self, exchange: Exchange, tunnel: Tunnel) -> Tunnel | Failure:
+        """The tunnel if it may have another visitor, else what he is told."""
+        budget: TunnelBudget = tunnel.budget
+        if failure := budget.admit():
+            return failure
+        exchange.budget = budget
+        self.sink.rate = budget.rate
+        return tunnel
 
     def _move(self, head: bytes = b"") -> bool:
         """Between two requests: moves to the process that serves now, if there is one. Blocks.
@@ -281,8 +300,14 @@ class Visitor:
             self.exchange = exchange
             return False
         exchange.over = True
-        self._core.end()
+        self._leave(exchange)
         return True
+
+    def _leave(self, exchange: Exchange) -> None:
+        """An exchange is no longer carried here."""
+        self._core.end()
+        if exchange.budget is not None:
+            exchange.budget.leave()
 
     def _continue_upgraded(self, exchange: Exchange) -> None:
         """After the service's 101 the connection is opaque; before it, it is not."""
@@ -292,9 +317,11 @@ class Visitor:
         if exchange.over or stream is None:
             return
         if self._buffer:
+            if self.sink.rate is not None:
+                self.sink.rate.pass_all(len(self._buffer))
             stream.sendall(self._buffer)
             self._buffer.clear()
-        pump(stream, self.end)
+        pump(stream, self.end, rate=self.sink.rate)
         self.sink.wait_done()
         exchange.end_upgraded()
 
@@ -314,7 +341,7 @@ class Visitor:
     def exchange_over(self, exchange: Exchange) -> None:
         """The exchange has ended; the next one may begin, or the connection ends."""
         self._core.observe(exchange)
-        self._core.end()
+        self._leave(exchange)
         self.exchange = None
         self._served = True
         self.sink.part()

@@ -20,6 +20,7 @@ from tinytun_gevent.wire.body import Body, ChunkedBody, LengthBody, UntilCloseBo
 if TYPE_CHECKING:
     from tinytun_gevent.registry import Tunnel
     from tinytun_gevent.server.edge import Visitor
+    from tinytun_gevent.server.usage import TunnelBudget
     from tinytun_gevent.stream import Upstream
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Exchange:
         "_interim",
         "_partial",
         "body_bytes",
+        "budget",
         "close",
         "failure",
         "losses",
@@ -75,6 +77,8 @@ class Exchange:
         self.request = request
         #: Which tunnel it is for; None if for none of this server's.
         self.tunnel = tunnel
+        #: Where this visitor is counted, once he has been let in.
+        self.budget: TunnelBudget | None = None
         #: What the server answered itself, if it did.
         self.failure: Failure | None = None
         self.stream: Upstream | None = None

@@ -69,6 +69,9 @@ class Forwarder:
             self._enter(self._core.pool_of(route))
             override = route.host_header.encode() if route.host_header else None
             head = http1.build_request_head(request, forwarding, override)
+            rate = exchange.visitor.sink.rate
+            if rate is not None:
+                rate.pass_all(len(head))
             stream = self._acquire(exchange)
         else:
             self._enter(None)

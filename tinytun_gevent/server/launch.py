@@ -26,6 +26,7 @@ from gunicorn.workers.base import Worker
 
 from ..errors import UsageError
 from ..lines import line_handler
+from . import tokens
 from .addresses import listen_all
 from .config import ServerConfig
 from .logs import formatter
@@ -50,12 +51,16 @@ def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int
     is taken, with nothing left bound.
     """
     config = ServerConfig.from_environ(os.environ, overrides)
+    if config.auth_file:
+        tokens.read(config)
     inherited = "GUNICORN_FD" in os.environ  # re-executed by USR2: the old master's sockets come along
     sockets = [] if inherited else listen_all(config.listeners(), config.backlog)
     if check:
         for sock in sockets:
             sock.close()
         print("\n".join(filter(None, (config.summary(), "the configuration is valid, its ports are free"))))
+        if notice := tokens.notice(config):
+            print(notice)
         return 0
     raise_file_limit()
     port = sockets[1].getsockname()[1] if sockets else config.connection_port

@@ -41,6 +41,13 @@ PORT_TRIES: Final = 64
 REPLACED: Final = "replaced"
 """What a session is told whose tunnel its owner has opened anew."""
 
+NO_ACCESS: Final = "its token was revoked or has expired"
+NOT_ALLOWED: Final = "its token does not allow the name any more"
+"""What a session is told whose tunnel its opener may not have any more."""
+
+INADEQUATE_SECURITY: Final = 12
+"""The code it is told with (RFC 9113 §7). Its client comes back, and is refused with a reason."""
+
 LAST_WORDS: Final = 2.0
 """Seconds for a refused client to read why."""
 
@@ -64,6 +71,7 @@ class Listener:
         left = dict(ports)
         for tunnel in tunnels:
             self._core.pool_of(tunnel).expect()
+            self._core.budgets.restore(tunnel)
             if isinstance(tunnel.name, int) and self._must_listen(tunnel.kind):
                 try:
                     self.ports.listen(tunnel, left.pop(tunnel.name, None))
@@ -132,7 +140,9 @@ class Listener:
     def _find(self, request: OpenRequest, caller: tuple[str, int], account: Account) -> Tunnel:
         """The tunnel that a session is promised for; a refusal is counted here."""
         try:
-            return self._join(request.join) if request.join else self._claim(request, caller, account)
+            if request.join:
+                return self._join(request.join, account)
+            return self._claim(request, caller, account)
         except TryLaterError as error:
             if error.status == 503:  # 429 is a limit of his own
                 self._core.tally.refuse(Refusal.SERVER)
@@ -156,8 +166,10 @@ class Listener:
                 remote=f"{bracketed(caller[0])}:{caller[1]}",
                 opener=account.id,
                 resume=request.resume,
+                rights=account.rights,
             )
             try:
+                self._core.budgets.open(tunnel, account)
                 if self._must_listen(request.kind):
                     self.ports.listen(tunnel)
             except NameTakenError:
@@ -168,7 +180,6 @@ class Listener:
                 self._withdraw(tunnel, request)
                 raise
             else:
-                tunnel.account = account
                 self._replace_sessions(tunnel)
                 return tunnel
         raise TryLaterError("No port is available", 503, 5)
@@ -189,9 +200,9 @@ class Listener:
             self._part(tunnel, session)
             session.close(SessionClosedError(REPLACED), CANCEL)
 
-    def _join(self, join: Join) -> Tunnel:
+    def _join(self, join: Join, account: Account) -> Tunnel:
         """The tunnel that another session is added to, with a place kept for it."""
-        return self._core.registry.join(join.connection_id, join.key)
+        return self._core.registry.join(join.connection_id, join.key, account.id)
 
     def _must_listen(self, kind: Kind) -> bool:
         return kind is Kind.TCP_PORT or (kind is Kind.TCP and self._core.config.tcp_listen)
@@ -306,9 +317,33 @@ class Listener:
             registry.lease(tunnel, time.monotonic())
             self._core.pool_of(tunnel).expect()
 
+    def review(self) -> None:
+        """Ends the tunnels of those who may not have them any more, leased ones too; the others' figures may
+        have changed."""
+        accounts: dict[str, Account] = {}
+        for tunnel in list(self._core.registry.tunnels.values()):
+            account = self._core.auth.account_of(tunnel.opener)
+            if account is None:
+                self._expel(tunnel, NO_ACCESS)
+            elif not account.rights.allows(tunnel.name):
+                self._expel(tunnel, NOT_ALLOWED)
+            else:
+                tunnel.account = accounts[account.id] = account
+        for account in accounts.values():
+            self._core.budgets.update(account)
+
+    def _expel(self, tunnel: Tunnel, reason: str) -> None:
+        """Ends a tunnel at once; its client hears why."""
+        log.info("tunnel %s ended: %s", tunnel.name, reason, extra=_fields(tunnel))
+        self.release(tunnel)
+        for session in list(tunnel.sessions):
+            self._part(tunnel, session)
+            session.close(SessionClosedError(reason), INADEQUATE_SECURITY)
+
     def release(self, tunnel: Tunnel) -> None:
         """Frees the name at once; whoever waits for a session is told that none comes."""
         self._core.registry.release(tunnel)
+        self._core.budgets.close(tunnel)
         self.ports.close(tunnel)
         pool = self._core.pool_of(tunnel)
         pool.close()

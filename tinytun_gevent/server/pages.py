@@ -46,6 +46,8 @@ class Failure:
     status: int
     reason: str
     retry_after: int | None = None
+    #: The limit that was reached, by its name; blank if it is none of `account.Limits`.
+    limit: str = ""
     request_id: str = field(default_factory=new_request_id)
 
     def answer(self, accept: bytes, *, close: bool, head_only: bool = False) -> bytes:
@@ -63,9 +65,10 @@ class Failure:
             )
         else:
             kind = "application/json"
-            body = json.dumps(
-                {"status": self.status, "error": title, "reason": self.reason, "request_id": self.request_id}
-            )
+            about = {"status": self.status, "error": title, "reason": self.reason}
+            if self.limit:
+                about["limit"] = self.limit
+            body = json.dumps({**about, "request_id": self.request_id})
         payload = body.encode()
         lines = [
             f"HTTP/1.1 {self.status} {title}",
@@ -76,6 +79,8 @@ class Failure:
         ]
         if self.retry_after is not None:
             lines.append(f"Retry-After: {self.retry_after}")
+        if self.limit:
+            lines.append(f"X-Tinytun-Limit: {self.limit}")
         if close:
             lines.append("Connection: close")
         return "\r\n".join([*lines, "", ""]).encode() + (b"" if head_only else payload)

@@ -16,6 +16,7 @@ from gevent.event import Event
 
 from tinytun_gevent.errors import SessionClosedError, SessionError, StreamLimitError
 from tinytun_gevent.session import Session
+from tinytun_gevent.shares import Share
 from tinytun_gevent.stream import CANCEL, Stream
 
 IDLE_LIFE: Final = 4.0
@@ -117,12 +118,20 @@ class StreamPool:
     expected, visitors are parked: they wait for it, with nothing read from them but their request's head.
     """
 
-    def __init__(self, wait: float, park: float = 10.0, places: int = 256) -> None:
+    def __init__(
+        self,
+        wait: float,
+        park: float = 10.0,
+        places: int = 256,
+        shares: tuple[Share, Share] | None = None,
+    ) -> None:
         """``wait`` is how long a visitor waits for a free stream, ``park`` for a session, in seconds.
 
         ``places`` is how many may wait for a session at once; of those who waited for a stream when the
-        last session was lost, the others give up.
+        last session was lost, the others give up. ``shares`` are what its sessions are part of, received
+        and sent.
         """
+        self._shares = shares
         self.sessions: list[Session] = []
         #: Whether a session is on its way, or expected to come back.
         self.expecting = True
@@ -152,6 +161,8 @@ class StreamPool:
         self._lanes[session] = _Lane(session)
         self._count_lanes()
         session.on_room = self._room
+        if self._shares is not None:
+            session.share_in, session.share_out = self._shares
         self._wake_first()
 
     def remove(self, session: Session) -> None:

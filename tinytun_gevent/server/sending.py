@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 
 from tinytun_gevent.errors import SessionClosedError, SessionError, StreamLimitError
+from tinytun_gevent.rate import Rate
+from tinytun_gevent.relay import send_some
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.pages import Failure
 from tinytun_gevent.sockets import End
@@ -26,6 +28,9 @@ def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End,
         return
     body = LengthBody(length) if length > 0 else ChunkedBody(False)
     used = body.feed(buffer) if buffer else 0
+    rate = exchange.visitor.sink.rate
+    if rate is not None:
+        rate.pass_all(used)
     first = head + bytes(buffer[:used])
     del buffer[:used]
     exchange.request_sent = body.done
@@ -33,7 +38,7 @@ def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End,
     try:
         stream.sendall(first)
         while not body.done and not exchange.over:
-            exchange.body_bytes += _send_more(stream, source, body, buffer)
+            exchange.body_bytes += _send_more(stream, source, body, buffer, rate)
             exchange.request_sent = body.done
         exchange.waiting_since = time.monotonic()
     except SessionError:
@@ -56,7 +61,9 @@ def send_whole(exchange: Exchange, stream: Upstream, request: bytes) -> None:
     exchange.sent_on(stream)
 
 
-def _send_more(stream: Upstream, source: End, body: LengthBody | ChunkedBody, buffer: bytearray) -> int:
+def _send_more(
+    stream: Upstream, source: End, body: LengthBody | ChunkedBody, buffer: bytearray, rate: Rate | None
+) -> int:
     """Moves what the visitor has sent of the body's next part, how many bytes; blocks until there is some."""
     limit = body.left if isinstance(body, LengthBody) else 0
 
@@ -66,7 +73,7 @@ def _send_more(stream: Upstream, source: End, body: LengthBody | ChunkedBody, bu
             buffer.extend(view[used:])
         return used
 
-    moved = stream.send_from(source, limit, gate)
+    moved = send_some(stream, source, rate, limit, gate)
     if not moved:
         raise OSError("the visitor left in the middle of his request")
     return moved

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from ..rights import is_pattern
 from .addresses import Network, bracketed, canonical, parse_network
 
 _LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -249,6 +250,14 @@ def _read_log_file(text: str) -> str:
         raise ValueError("an absolute path, or - for standard output") from None
 
 
+def _read_patterns(text: str) -> tuple[str, ...]:
+    patterns = tuple(item.lower() for item in _items(text))
+    wrong = next((item for item in patterns if not is_pattern(item)), None)
+    if wrong is not None:
+        raise ValueError(f"subdomains and patterns such as app-*, not {wrong!r}")
+    return tuple(dict.fromkeys(patterns))
+
+
 SWITCH: Final = Form(_read_switch, lambda value: "on" if value else "off")
 PORT: Final = Form(_read_port)
 ADDRESS: Final = Form(_read_address, bracketed)
@@ -260,6 +269,8 @@ PUBLIC_URL: Final = Form(_read_public_url)
 PEERS: Final = Form(_read_peers, joined)
 LEVEL: Final = Form(_read_level)
 DIRECTORY: Final = Form(_read_directory)
+FILE: Final = DIRECTORY
+PATTERNS: Final = Form(_read_patterns, joined)
 LOG_FORMAT: Final = Form(_read_log_format)
 LOG_FILE: Final = Form(_read_log_file)
 RUST_LOG: Final = Form(_read_rust_log)

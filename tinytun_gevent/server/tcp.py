@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gevent import socket
@@ -20,6 +21,7 @@ from tinytun_gevent.errors import (
     SessionError,
     StreamLimitError,
 )
+from tinytun_gevent.rate import Rate
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.relay import SocketSink, relay
 from tinytun_gevent.server import proxied
@@ -30,6 +32,7 @@ from tinytun_gevent.server.peers import Peer
 from tinytun_gevent.server.routing import locate
 from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.upstream import PeerConnection
+from tinytun_gevent.server.usage import TunnelBudget
 from tinytun_gevent.sockets import End, Socket, end_of
 from tinytun_gevent.stream import Stream, Upstream
 from tinytun_gevent.wire import proxyproto
@@ -66,11 +69,17 @@ class TcpPorts:
         def serve(visitor: Socket, address: Address) -> None:
             self.connections += 1
             try:
-                self._visitors.serve(tunnel, end_of(visitor), plain(address))
+                end, source = end_of(visitor), plain(address)
+                if self._core.connects is None or self._core.connects.wait_turn(source[0]):
+                    self._visitors.serve(tunnel, end, source)
+                else:
+                    end.abort()
             finally:
                 self.connections -= 1
 
-        server = Acceptor(sock, serve, self._core.workers, config.max_connections, raw=True)
+        server = Acceptor(
+            sock, serve, self._core.workers, config.max_connections, raw=True, door=_Door(tunnel)
+        )
         server.start()
         self._servers[tunnel.id] = server
 
@@ -109,6 +118,24 @@ class TcpPorts:
         self._servers.clear()
 
 
+class _Door:
+    """Lets no more visitors in at a tunnel's port than it may have: others wait in the kernel's backlog."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self._tunnel = tunnel
+
+    def is_shut(self, reopen: Callable[[], None]) -> bool:
+        budget: TunnelBudget | None = self._tunnel.budget
+        return budget is not None and budget.is_shut(reopen)
+
+    def enter(self) -> Callable[[], None] | None:
+        budget: TunnelBudget | None = self._tunnel.budget
+        if budget is None:
+            return None
+        budget.enter()
+        return budget.leave
+
+
 class TcpFront:
     """Serves the TCP proxy port: a PROXY header names the tunnel by its destination port."""
 
@@ -126,7 +153,7 @@ class TcpFront:
         if tunnel is None:
             end.abort()
         else:
-            self._visitors.serve(tunnel, end, moved.address, moved.early)
+            self._admit(tunnel, end, moved.address, moved.early)
 
     def handle(self, sock: Socket, address: Address) -> None:
         """Serves one connection until it ends; closes the socket. Blocks."""
@@ -155,9 +182,22 @@ class TcpFront:
         source, destination = plain(header.source), plain(header.destination)
         route = locate(self._core, destination[1], ask=not self._core.peers.is_peer(caller))
         if isinstance(route, Tunnel):
-            self._visitors.serve(route, end, source, bytes(buffer))
+            self._admit(route, end, source, bytes(buffer))
         elif route is not None:
             self._send_to_peer(end, route, source, destination, bytes(buffer))
+        else:
+            end.abort()
+
+    def _admit(self, tunnel: Tunnel, end: End, source: Address, early: bytes) -> None:
+        """Serves a visitor as soon as his tunnel has room; nothing is read from him before. Blocks."""
+        budget: TunnelBudget | None = tunnel.budget
+        if budget is None:
+            self._visitors.serve(tunnel, end, source, early)
+        elif budget.wait_room(self._core.config.queue_timeout):
+            try:
+                self._visitors.serve(tunnel, end, source, early)
+            finally:
+                budget.leave()
         else:
             end.abort()
 
@@ -184,12 +224,13 @@ class TcpVisitors:
         began = time.monotonic()
         until = began + self._core.config.queue_timeout
         refused = False
+        rate = None if tunnel.budget is None else tunnel.budget.rate
         try:
             sockets.tune(end.sock)
             while True:
                 end.check()  # whoever has left meanwhile gets no stream
                 stream = self._core.pool_of(tunnel).acquire(visitor=name, first=refused)
-                refused = self.carry(stream, end, early)
+                refused = self.carry(stream, end, early, rate)
                 if not refused:
                     return
                 if time.monotonic() > until:
@@ -210,12 +251,13 @@ class TcpVisitors:
             return False
         return self._core.move(end, Moved(tunnel.name, visitor, tunnel.name, early))
 
-    def carry(self, stream: Upstream, end: End, early: bytes = b"") -> bool:
-        """Relays between ``stream`` and ``end``, ``early`` first; blocks, closes both.
+    def carry(self, stream: Upstream, end: End, early: bytes = b"", rate: Rate | None = None) -> bool:
+        """Relays between ``stream`` and ``end``, ``early`` first, as fast as ``rate``; blocks, closes both.
 
         True, with ``end`` still open, if the stream was refused before it carried anything.
         """
         sink = _Doorway(stream, end, len(early))
+        sink.rate = rate
         stream.receiver = sink
         watch = _VisitorWatch(self._core, stream)
         self._core.begin()
@@ -223,6 +265,8 @@ class TcpVisitors:
         self._core.clock.watch(watch)
         try:
             if early:
+                if rate is not None:
+                    rate.pass_all(len(early))
                 stream.sendall(early)
             elif isinstance(stream, Stream):
                 stream.session.flush()

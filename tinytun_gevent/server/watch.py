@@ -108,7 +108,7 @@ class Watch:
             return False
         if self._taking is None:
             self._taking = Pace(rate, pace.TAKING_GRACE, now, count)
-        return self._taking.look(now, count, True)
+        return self._taking.look(now, count, not visitor.sink.waits_turn)
 
     def _check_upgraded(self, exchange: Exchange, now: float) -> None:
         stream, limit = exchange.stream, self._config.tunnel_idle_timeout

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Mapping
 from types import FrameType
@@ -15,12 +16,14 @@ from typing import Any, Final
 
 import gevent
 from gevent.event import Event
+from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
 from .. import __version__, garbage
+from ..errors import UsageError
 from ..registry import Record
-from . import logs
+from . import logs, tokens
 from .app import Serving
 from .config import ServerConfig
 from .handover import Handover, Predecessor, Successor, take_over
@@ -64,12 +67,18 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serves; returns when everything has been drained."""
         predecessor = self._take_over()
-        self._serving.start(predecessor)
+        try:
+            self._serving.start(predecessor)
+        except UsageError as error:  # AUTH_FILE has been edited since the worker before has read it
+            log.error("no worker can serve: %s", error)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
         garbage.calm()
         self._offer()
         if predecessor is not None:
             self._welcome(predecessor)
         self._announce()
+        if predecessor is None and (notice := tokens.notice(self._serving.config)):
+            log.warning("%s", notice)
         while self.alive:
             self.notify()
             self._stopping.wait(NOTIFY)

@@ -137,6 +137,11 @@ def is_resume_token(text: str) -> bool:
     return _RESUME.match(text) is not None
 
 
+def is_token(text: str) -> bool:
+    """Tell whether ``text`` can be a bearer token (RFC 6750 2.1)."""
+    return len(text) <= MAX_TOKEN and _BEARER.match(f"Bearer {text}") is not None
+
+
 def is_host(text: str) -> bool:
     """Tell whether ``text`` is ``host`` or ``host:port``, fit to be a ``Host`` field."""
     match = _HOST.match(text)
@@ -174,10 +179,9 @@ def build_request(request: OpenRequest) -> bytes:
         _want(is_host(request.host_header), "host header", request.host_header)
         fields.append(("x-tinytun-host-header", request.host_header))
     if request.token is not None:
-        value = f"Bearer {request.token}"
-        if len(request.token) > MAX_TOKEN or not _BEARER.match(value):
+        if not is_token(request.token):
             raise UsageError("the token has characters that a bearer token cannot have, or is too long")
-        fields.append(("Authorization", value))
+        fields.append(("Authorization", f"Bearer {request.token}"))
     if request.join is not None:
         fields.append(("x-tinytun-join", _join_value(request.join)))
     if request.resume is not None:

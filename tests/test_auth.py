@@ -1,0 +1,248 @@
+"""Who may open a tunnel: tokens, what they allow, and what becomes of tunnels when they do not any more."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from conftest import StartServer
+from h2.events import ConnectionTerminated
+from raw_client import RawClient
+from support import Response, connect, eventually, read_head, read_response, reset
+
+from tinytun_gevent import TunnelServer
+from tinytun_gevent.errors import UsageError
+from tinytun_gevent.server.authfile import digest
+from tinytun_gevent.server.tally import Refusal
+
+ANNA, BOB = "tt_anna-secret-secret-secret", "tt_bob-secret-secret-secret"
+
+
+def entry(label: str, token: str, *more: str) -> str:
+    return "\n".join(["[[tokens]]", f'label = "{label}"', f'sha256 = "{digest(token)}"', *more, ""])
+
+
+@pytest.fixture
+def auth_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens.toml"
+    path.write_text(
+        entry("anna", ANNA, 'names = ["anna", "anna-*"]', "ports = []")
+        + entry("bob", BOB, 'reserved = ["shop"]')
+    )
+    return path
+
+
+@pytest.fixture
+def guarded(start_server: StartServer, auth_file: Path, fast_clock: None) -> TunnelServer:
+    """A server with tokens, whose clock is fast and to whom this address is a stranger's."""
+    return start_server(auth_file=str(auth_file), reserved_names="www")
+
+
+def replace(path: Path, text: str) -> None:
+    """As an editor does it: all at once."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(text)
+    os.replace(draft, path)
+
+
+def say(sock: socket.socket, token: str | None, *fields: str) -> None:
+    """Sends a CONNECT."""
+    lines = ["CONNECT 127.0.0.1:5554 HTTP/1.1", *fields]
+    if token is not None:
+        lines.append(f"Authorization: Bearer {token}")
+    sock.sendall("\r\n".join([*lines, "", ""]).encode())
+
+
+def answer(server: TunnelServer, token: str | None, *fields: str) -> Response:
+    """The whole of a refusal."""
+    with connect(server.connection_port) as sock:
+        say(sock, token, *fields)
+        return read_response(sock)
+
+
+def refusal(server: TunnelServer, token: str | None, *fields: str) -> tuple[int, str]:
+    """Status and reason of a refusal."""
+    refused = answer(server, token, *fields)
+    return refused.status, refused.body.decode()
+
+
+def goaway_reason(client: RawClient) -> bytes:
+    """Why the server has ended a session."""
+    return client.next(ConnectionTerminated).additional_data or b""
+
+
+def test_only_who_has_a_token_opens_a_tunnel(guarded: TunnelServer) -> None:
+    status, text = refusal(guarded, None)
+    assert (status, "asks for a token" in text) == (401, True)
+    assert refusal(guarded, "tt_wrong") == (401, "The token is not valid here")
+    assert guarded.core.tally.refusals[Refusal.TOKEN] == 2
+    client = RawClient(guarded, "anna", bearer=ANNA)
+    tunnel = guarded.registry.tunnels["anna"]
+    assert tunnel.account.label == "anna"
+    assert ANNA not in tunnel.opener
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("token", "wish", "status", "says"),
+    [
+        (
+            ANNA,
+            "x-tinytun-subdomain: other",
+            403,
+            "does not allow the subdomain other; it allows: anna, anna-*",
+        ),
+        (ANNA, "x-tinytun-subdomain: shop", 403, "The subdomain shop is reserved"),
+        (BOB, "x-tinytun-subdomain: www", 403, "The subdomain www is reserved"),
+        (ANNA, "x-tinytun-type: tcp", 503, "No port is available"),
+        (ANNA, "x-tinytun-type: tcp\r\nx-tinytun-port: 20000", 403, "it allows: none"),
+    ],
+)
+def test_a_token_has_what_it_allows(
+    guarded: TunnelServer, token: str, wish: str, status: int, says: str
+) -> None:
+    answered, text = refusal(guarded, token, wish)
+    assert (answered, says in text) == (status, True), text
+    assert not guarded.registry.tunnels
+
+
+def test_who_wants_any_name_gets_one_that_his_token_allows(guarded: TunnelServer) -> None:
+    names = []
+    with connect(guarded.connection_port) as one, connect(guarded.connection_port) as other:
+        for sock in (one, other):
+            say(sock, ANNA)
+            names.append((read_head(sock).get(b"x-tinytun-subdomain") or b"").decode())
+    assert names[0] == "anna"
+    assert names[1].startswith("anna-")
+
+
+def test_a_session_joins_only_with_the_same_token(guarded: TunnelServer) -> None:
+    client = RawClient(guarded, "shop", bearer=BOB)
+    wish = f"x-tinytun-join: {client.connection_id.decode()} {client.key.decode()}"
+    assert refusal(guarded, ANNA, wish) == (404, "There is no such tunnel")
+    assert refusal(guarded, None, wish)[0] == 401
+    RawClient(guarded, "shop", bearer=BOB, join=client).close()
+    client.close()
+
+
+def test_a_removed_token_ends_its_tunnels_and_no_others(guarded: TunnelServer, auth_file: Path) -> None:
+    anna, bob = RawClient(guarded, "anna", bearer=ANNA), RawClient(guarded, "shop", bearer=BOB)
+    replace(auth_file, entry("bob", BOB))
+    assert goaway_reason(anna) == b"its token was revoked or has expired"
+    eventually(lambda: set(guarded.registry.tunnels) == {"shop"})
+    assert refusal(guarded, ANNA)[0] == 401
+    bob.close()
+
+
+def test_a_token_that_may_less_than_before_loses_what_it_may_not(
+    guarded: TunnelServer, auth_file: Path
+) -> None:
+    anna, other = RawClient(guarded, "anna", bearer=ANNA), RawClient(guarded, "anna-b", bearer=ANNA)
+    replace(auth_file, entry("anna", ANNA, 'names = ["anna"]', "limits = { tunnels = 1 }"))
+    assert goaway_reason(other) == b"its token does not allow the name any more"
+    eventually(lambda: set(guarded.registry.tunnels) == {"anna"})
+    tunnel = guarded.registry.tunnels["anna"]
+    eventually(lambda: tunnel.account.limits.tunnels == 1)
+    assert refusal(guarded, ANNA) == (409, "All subdomains that your token allows are taken")
+    anna.close()
+
+
+def test_a_token_expires_while_it_is_in_use(
+    guarded: TunnelServer, auth_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace(auth_file, entry("anna", ANNA, "expires = 2126-01-31"))
+    eventually(lambda: refusal(guarded, BOB)[0] == 401)
+    anna = RawClient(guarded, "anna", bearer=ANNA)
+    monkeypatch.setattr("tinytun_gevent.server.auth.time.time", lambda: 5e9)  # 2128
+    assert goaway_reason(anna) == b"its token was revoked or has expired"
+    assert refusal(guarded, ANNA) == (401, "The token has expired")
+
+
+@pytest.mark.parametrize("damage", ["[[tokens]\n", None, "x" * (1 << 20) + "y"])
+def test_a_file_that_makes_no_sense_changes_nothing(
+    guarded: TunnelServer, auth_file: Path, damage: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = RawClient(guarded, "anna", bearer=ANNA)
+    if damage is None:
+        auth_file.unlink()
+    else:
+        replace(auth_file, damage)
+    eventually(lambda: guarded.core.auth.problem)
+    assert str(auth_file) in str(guarded.core.auth.problem)
+    assert set(guarded.registry.tunnels) == {"anna"}
+    RawClient(guarded, "anna-b", bearer=ANNA).close()
+    replace(auth_file, entry("eve", "tt_eve"))
+    eventually(lambda: guarded.core.auth.problem is None)
+    assert goaway_reason(client)
+
+
+def test_what_is_wrong_at_the_start_is_told_and_nothing_starts(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="there is no such file"):
+        start_server(auth_file=str(tmp_path / "none.toml"))
+
+
+def test_guessing_makes_an_address_wait_even_with_a_right_token(guarded: TunnelServer) -> None:
+    for _ in range(4):
+        assert refusal(guarded, "tt_wrong")[0] == 401
+    refused = answer(guarded, ANNA)
+    assert refused.status == 429
+    assert int(refused.get(b"retry-after") or 0) in (4, 5)
+    assert guarded.core.tally.refusals[Refusal.PENALTY] == 1
+
+
+def test_a_trusted_proxy_is_not_made_to_wait(start_server: StartServer, auth_file: Path) -> None:
+    server = start_server(auth_file=str(auth_file), trusted_proxies="127.0.0.1")
+    for _ in range(6):
+        assert refusal(server, "tt_wrong")[0] == 401
+    RawClient(server, "anna", bearer=ANNA).close()
+
+
+def test_the_same_token_owns_its_leased_names_from_any_machine(guarded: TunnelServer) -> None:
+    client = RawClient(guarded, "shop", bearer=BOB, resume=b"")
+    assert refusal(guarded, BOB, "x-tinytun-subdomain: shop") == (409, "Subdomain not available")
+    reset(client.sock)
+    eventually(lambda: guarded.registry.tunnels["shop"].leased_until is not None)
+    tunnel = guarded.registry.tunnels["shop"]
+    RawClient(guarded, "shop", bearer=BOB, resume=b"").close()
+    assert guarded.registry.tunnels.get("shop", tunnel) is tunnel
+
+
+def test_names_of_an_open_server_are_nobodys_once_it_has_tokens(
+    start_server: StartServer, auth_file: Path, tmp_path: Path, fast_clock: None
+) -> None:
+    state = str(tmp_path / "state")
+    leases = tmp_path / "state" / "leases.json"
+    for first, second, bearer in (("", str(auth_file), None), (str(auth_file), "", BOB)):
+        server = start_server(state_dir=state, auth_file=first)
+        client = RawClient(server, "shop", bearer=bearer, resume=b"")
+        reset(client.sock)
+        eventually(lambda: leases.exists() and '"shop"' in leases.read_text())
+        server.stop()
+        after = start_server(state_dir=state, auth_file=second)
+        assert not after.registry.tunnels
+        after.stop()
+
+
+def test_reserved_names_are_nobodys_on_an_open_server_too(start_server: StartServer) -> None:
+    server = start_server(reserved_names="www,api-*")
+    assert refusal(server, None, "x-tinytun-subdomain: API-1") == (403, "The subdomain api-1 is reserved")
+    RawClient(server, "app").close()
+
+
+def test_no_token_is_in_any_log(
+    guarded: TunnelServer, auth_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    client = RawClient(guarded, "shop", bearer=BOB, resume=b"")
+    resume = client.token.decode()
+    reset(client.sock)
+    refusal(guarded, "tt_wrong-one", "x-tinytun-subdomain: shop")
+    refusal(guarded, "tt_mal forged")
+    refusal(guarded, ANNA, "x-tinytun-subdomain: shop")
+    for secret in (BOB, ANNA, "tt_wrong-one", "forged", resume):
+        assert secret not in caplog.text
+        assert secret not in repr(guarded.core.auth.__dict__)

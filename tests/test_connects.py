@@ -1,0 +1,100 @@
+"""How often one address may connect."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import gevent
+import pytest
+from helpers import deadline
+
+from tinytun_gevent.server import connects as module
+from tinytun_gevent.server.connects import Connects
+from tinytun_gevent.server.tally import Refusal, Tally
+
+PROXY = "192.0.2.99"
+
+
+def make(rate: int = 10, burst: int = 3, patience: float = 1.0) -> tuple[Connects, Tally]:
+    tally = Tally()
+    return Connects(rate, burst, patience, lambda ip: ip == PROXY, tally), tally
+
+
+def test_a_burst_may_come_and_then_the_rate() -> None:
+    connects, tally = make(rate=1)
+    assert [connects.admit("192.0.2.1") for _ in range(4)] == [0, 0, 0, 1]
+    assert connects.admit("192.0.2.2") == 0
+    assert tally.refusals[Refusal.CONNECTS] == 1
+
+
+def test_the_time_to_wait_is_told_in_whole_seconds() -> None:
+    connects, _ = make(rate=1, burst=1)
+    connects.admit("192.0.2.1")
+    connects._bucket("192.0.2.1").charge(time.monotonic(), 5)
+    assert connects.admit("192.0.2.1") == 6
+
+
+def test_a_trusted_proxy_is_not_counted() -> None:
+    connects, tally = make()
+    assert not any(connects.admit(PROXY) for _ in range(100))
+    assert all(connects.wait_turn(PROXY) for _ in range(100))
+    assert not tally.refusals
+    assert len(connects) == 0
+
+
+def test_addresses_of_one_ipv6_network_count_as_one() -> None:
+    connects, _ = make(rate=1, burst=1)
+    assert connects.admit("2001:db8::1") == 0
+    assert connects.admit("2001:db8::ffff:1") == 1
+    assert connects.admit("2001:db8:0:1::1") == 0
+
+
+def test_no_more_addresses_are_remembered_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REMEMBERED", 3)
+    connects, _ = make(rate=1, burst=1)
+    for last in range(10):
+        assert connects.admit("192.0.2.1") == (1 if last else 0)  # used all the time, so never forgotten
+        connects.admit(f"192.0.3.{last}")
+        assert len(connects) <= 3
+    assert connects.admit("192.0.3.0") == 0  # forgotten
+
+
+def test_who_comes_too_often_waits_for_his_turn() -> None:
+    connects, tally = make(rate=20, burst=1)
+    began = time.monotonic()
+    with deadline():
+        greenlets = [gevent.spawn(connects.wait_turn, "192.0.2.1") for _ in range(4)]
+        assert connects.wait_turn("192.0.2.2")
+        gevent.joinall(greenlets)
+    assert all(greenlet.get() for greenlet in greenlets)
+    assert 0.14 < time.monotonic() - began < 0.6
+    assert not tally.refusals
+
+
+def test_nobody_waits_for_longer_than_the_patience() -> None:
+    connects, tally = make(rate=10, burst=1, patience=0.25)
+    with deadline():
+        greenlets = [gevent.spawn(connects.wait_turn, "192.0.2.1") for _ in range(10)]
+        gevent.joinall(greenlets)
+    assert sum(greenlet.get() for greenlet in greenlets) == 3
+    assert tally.refusals[Refusal.CONNECTS] == 7
+
+
+def test_so_many_wait_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_HELD", 2)
+    connects, _ = make(rate=20, burst=1, patience=10)
+    with deadline():
+        greenlets = [gevent.spawn(connects.wait_turn, "192.0.2.1") for _ in range(10)]
+        gevent.joinall(greenlets)
+    assert sum(greenlet.get() for greenlet in greenlets) == 3
+
+
+def test_the_log_says_it_once(caplog: pytest.LogCaptureFixture) -> None:
+    connects, _ = make(rate=1, burst=1)
+    with caplog.at_level(logging.INFO):
+        for _ in range(5):
+            connects.admit("192.0.2.1")
+    assert [record.getMessage() for record in caplog.records] == [
+        "an address of visitors has reached a limit: connects"
+    ]

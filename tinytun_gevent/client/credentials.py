@@ -1,0 +1,165 @@
+"""The user's token: where it comes from, where it is kept between two commands, and where it may go.
+
+A token opens tunnels in its holder's name. It is in no log, no error and no ``repr``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Final
+
+from ..errors import UsageError
+from ..wire.handshake import MAX_TOKEN, is_token
+
+log = logging.getLogger(__name__)
+
+TOKEN_VARIABLE: Final = "TINYTUN_TOKEN"
+
+FILE: Final = "tokens.json"
+
+MOST_BYTES: Final = 1 << 20
+"""Bytes read of the file with the tokens of all servers: some hundreds of the longest."""
+
+PLAIN: Final = (
+    "is not reached by TLS: whoever is on the way could read the token; "
+    "use https://, or --insecure to send it all the same"
+)
+
+
+def config_directory(environ: Mapping[str, str], platform: str = sys.platform) -> str | None:
+    """Where the user's settings are kept; None where the environment does not tell."""
+    home = environ.get("HOME", "")
+    if platform == "win32":
+        base = environ.get("APPDATA", "")
+    elif platform == "darwin":
+        base = home and os.path.join(home, "Library", "Application Support")
+    else:
+        base = environ.get("XDG_CONFIG_HOME", "")
+        if not os.path.isabs(base):  # the XDG specification: a relative path is ignored
+            base = home and os.path.join(home, ".config")
+    return os.path.join(base, "tinytun") if os.path.isabs(base) else None
+
+
+def choose_token(
+    token: str | None, token_file: str | os.PathLike[str] | None, server: str, environ: Mapping[str, str]
+) -> str | None:
+    """The token for ``server`` (``host:port``): given, in a file, in the environment, or of a login; or none.
+
+    Raises UsageError for one that cannot be a token, which is not shown.
+    """
+    if token is not None and token_file is not None:
+        raise UsageError("--token and --token-file do not go together")
+    if token is not None:
+        return check_token(token, "--token")
+    if token_file is not None:
+        return _read_token(os.fspath(token_file))
+    if environ.get(TOKEN_VARIABLE, "").strip():
+        return check_token(environ[TOKEN_VARIABLE], TOKEN_VARIABLE)
+    directory = config_directory(environ)
+    return Logins(directory).get(server) if directory is not None else None
+
+
+def check_token(text: str, source: str) -> str:
+    """``text`` without the space around it, if it can be a token; raises UsageError naming ``source``."""
+    token = text.strip()
+    if not is_token(token):
+        raise UsageError(
+            f"{source}: that is no token: allowed are letters, digits and -._~+/, at most {MAX_TOKEN} of them"
+        )
+    return token
+
+
+class Logins:
+    """The tokens that ``tinytun login`` keeps, by server, in a file that only its user can read."""
+
+    def __init__(self, directory: str) -> None:
+        """Touches nothing yet."""
+        self.path = os.path.join(directory, FILE)
+
+    def get(self, server: str) -> str | None:
+        token = self._load().get(server.lower())
+        return token if token is not None and is_token(token) else None
+
+    def put(self, server: str, token: str) -> None:
+        """Raises UsageError where it cannot be kept."""
+        self._save({**self._load(strict=True), server.lower(): token})
+
+    def remove(self, server: str | None) -> bool:
+        """Forgets one server's token, or with None all; whether there was any. Raises UsageError."""
+        tokens = self._load(strict=True)
+        found = bool(tokens) if server is None else server.lower() in tokens
+        if found:
+            self._save({} if server is None else {k: v for k, v in tokens.items() if k != server.lower()})
+        return found
+
+    def _load(self, *, strict: bool = False) -> dict[str, str]:
+        """What is kept; a file that makes no sense is told to the log, and as good as none.
+
+        With ``strict`` it raises UsageError: nothing that may still be of use is written over.
+        """
+        try:
+            with open(self.path, "rb") as stream:
+                warn_if_open(stream.fileno(), self.path)
+                content = json.loads(stream.read(MOST_BYTES))
+            return {str(server): str(token) for server, token in content["tokens"].items()}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            reason = "it is damaged"
+        if strict:
+            raise UsageError(f"{self.path}: {reason}; remove it to begin anew")
+        log.warning("%s: %s; the tokens in it are not used", self.path, reason)
+        return {}
+
+    def _save(self, tokens: dict[str, str]) -> None:
+        """All at once or not at all; without tokens there is no file."""
+        draft = f"{self.path}.{secrets.token_hex(8)}"
+        try:
+            if not tokens:
+                os.unlink(self.path)
+                return
+            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "w", encoding="ascii") as stream:
+                json.dump({"tokens": tokens}, stream, indent=1)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(draft, self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
+            raise UsageError(f"{self.path}: {error.strerror or error}") from None
+
+
+def warn_if_open(descriptor: int, path: str) -> None:
+    """Tells the log that others can read a file with a token in it."""
+    if os.name == "posix" and stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
+        log.warning("%s: others can read the token in it; 'chmod 600' keeps them out", path)
+
+
+def must_hide(host: str) -> bool:
+    """Whether a token must not go to an address in the clear: it may be another machine's."""
+    try:
+        return not ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return True
+
+
+def _read_token(path: str) -> str:
+    try:
+        with open(path, "rb") as stream:
+            warn_if_open(stream.fileno(), path)
+            data = stream.read(2 * MAX_TOKEN)
+    except OSError as error:
+        raise UsageError(f"--token-file {path!r}: {error.strerror or error}") from None
+    return check_token(data.decode("ascii", "replace"), f"--token-file {path!r}")
