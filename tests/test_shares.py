@@ -80,10 +80,33 @@ class Machine:
             self.work(0.00001)
 
 
+class Moment:
+    """An event on a machine, whose clock goes on when nobody has worked for many rounds of the loop."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def wait(self, timeout: float) -> bool:
+        machine = self._machine
+        until, before, idle = machine.now + timeout, machine.now, 0
+        while not self._is_set and machine.now < until:
+            gevent.sleep(0)
+            idle = idle + 1 if machine.now == before else 0
+            if idle > 20:
+                machine.now += 0.001
+            before = machine.now
+        return self._is_set
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
     monkeypatch.setattr(module, "time", machine)
+    monkeypatch.setattr(module, "Event", lambda: Moment(machine))
     return machine
 
 
