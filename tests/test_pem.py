@@ -77,6 +77,14 @@ def test_names_of_files_mean_nothing(tmp_path: Path) -> None:
     assert keys == {"one.test": "two.key", "two.test": "one.key"}
 
 
+def test_of_a_key_s_copies_it_is_the_one_beside_the_certificate(tmp_path: Path) -> None:
+    certificate = issue("x.test")
+    put(tmp_path / "a" / "copy.key", key_of(certificate))
+    install(tmp_path, certificate, "b")
+    (pair,), _ = read(tmp_path)
+    assert pair.key == str(tmp_path / "b" / "privkey.pem")
+
+
 def test_a_certificate_without_its_key_is_none(tmp_path: Path) -> None:
     put(tmp_path / "alone.pem", chain_of(issue("alone.test")))
     put(tmp_path / "other.key", key_of(issue("other.test")))

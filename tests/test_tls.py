@@ -233,19 +233,25 @@ def test_what_came_with_the_handshake_is_there(authority: trustme.CA) -> None:
     """A client's first request is in the segment of its Finished."""
     one, other = socket_pair()
     server, client = tls_contexts(authority)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    peer = client.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        peer.do_handshake()
+    other.sendall(outgoing.read())
     plain = PlainEnd(one)
-
-    def visit() -> None:
-        with client.wrap_socket(other, server_hostname="localhost") as sock:
-            sock.sendall(b"first")
-            sock.recv(10)
-
-    visitor = gevent.spawn(visit)
     with deadline():
         early = plain.recv(10)
         end = TlsEnd(plain, server, server_side=True, received=early)
-        end.handshake()
         assert plain.closed
+        shaking = gevent.spawn(end.handshake)
+        while True:
+            incoming.write(other.recv(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                peer.do_handshake()
+                break
+        peer.write(b"first")
+        other.sendall(outgoing.read())
+        shaking.get()
         assert end.recv(10) == b"first"
     end.close()
-    visitor.join(5)
+    other.close()

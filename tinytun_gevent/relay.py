@@ -16,8 +16,8 @@ import gevent
 from gevent.event import Event
 
 from tinytun_gevent.errors import SessionError
-from tinytun_gevent.rate import LONGEST, Rate
-from tinytun_gevent.sockets import End, Interrupted, unread
+from tinytun_gevent.rate import Rate
+from tinytun_gevent.sockets import End, Interrupted
 from tinytun_gevent.stream import CANCEL, LOOK, Gate, Stream, Upstream
 
 GATHER: Final = 64
@@ -320,7 +320,7 @@ def send_some(stream: Upstream, source: End, rate: Rate | None, limit: int, gate
     source.wait_readable()
     if isinstance(stream, Stream):
         stream.wait_window(source)  # whoever cannot send takes no turn
-    there = (unread(source.sock) or 1) if source.movable else LONGEST
+    there = source.unread or 1
     granted, moved = rate.take(min(there, limit) if limit else there), 0
     try:
         moved = stream.send_from(source, granted, gate)

@@ -176,6 +176,11 @@ class PlainEnd:
             self._hub.cancel_wait(self._reader, Interrupted())
 
     @property
+    def unread(self) -> int:
+        """Bytes that have come and are not read, or about as many; 0 if unknown."""
+        return unread(self.sock)
+
+    @property
     def awaited(self) -> bool:
         """Whether a greenlet waits for something to read, and nothing has come."""
         return self._reader is not None and bool(self._reader.active) and not unread(self.sock)

@@ -149,6 +149,10 @@ class TlsEnd(PlainEnd):
         if self.closed or not self._held:
             super().wait_readable()
 
+    @property
+    def unread(self) -> int:
+        return super().unread + self._incoming.pending + int(self._tls.pending()) + len(self._stash)
+
     def recv_now(self, view: memoryview) -> int:
         """As for a plain socket; -1 also if what has come is no data yet.
 

@@ -97,6 +97,10 @@ class Certificates:
         """Whether a handshake may take milliseconds, for which the hub should not wait."""
         return self._store.slow
 
+    def ends(self) -> dict[str, float]:
+        """When the certificate ends that is shown for each name, in seconds since the epoch."""
+        return {name: loaded.pair.expires for name, loaded in self._store.by_name.items()}
+
     def _show(self, connection: Any, name: str | None, context: ssl.SSLContext) -> int | None:
         """OpenSSL asks which certificate to show; an alert's number refuses."""
         chosen = self._store.choose(name)

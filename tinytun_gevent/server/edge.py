@@ -59,12 +59,13 @@ class Edge:
 
     def handle(self, sock: Socket, address: tuple[str, int]) -> None:
         """Serves one visitor connection until it ends; closes the socket. Blocks."""
-        connects, port = self._core.connects, self._core.config.proxy_port
+        connects = self._core.connects
         if connects is not None and (wait := connects.admit(plain(address)[0])):
             end = end_of(sock)
             connects.turn_away(end, wait)
             end.close()
             return
+        port = self._core.config.proxy_port
         self.serve(end_of(sock), Moved(None, address, port, b"", fresh=True))
 
     def go_on(self, sock: Socket, moved: Moved) -> None:

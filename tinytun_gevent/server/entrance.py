@@ -53,6 +53,7 @@ class Entrance:
         try:
             return self._shake(shaking, bytearray(received), strict)
         except OSError as error:
+            shaking.counted = True
             self._core.tally.refuse(Refusal.TLS)
             log.debug("a TLS handshake failed: %s", error)
             raise
@@ -86,9 +87,10 @@ class Shaking:
         #: What there is of it now.
         self.end = end
         self._until = time.monotonic() + patience
-        #: Whether it was closed because it took too long.
+        #: Whether it took too long, and whether it has been counted as refused.
         self.late = False
-        #: The same when the handshake has come to its end.
+        self.counted = False
+        #: What there is when the handshake has come to its end.
         self.tls: TlsEnd | None = None
 
     def tick(self, now: float) -> None:

@@ -50,6 +50,9 @@ class HttpsPort:
 
     def handle(self, sock: Socket, address: Address) -> None:
         """Serves one visitor's connection until it ends; closes the socket. Blocks."""
+        connects = self._core.connects
+        if connects is not None and connects.admit(plain(address)[0]):
+            return  # an answer would have to be encrypted first, which is what costs
         shaking = Shaking(end_of(sock), self._core.config.handshake_timeout)
         self._core.clock.watch(shaking)
         self._arriving.add(shaking)

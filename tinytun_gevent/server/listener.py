@@ -45,15 +45,15 @@ PORT_TRIES: Final = 64
 REPLACED: Final = "replaced"
 """What a session is told whose tunnel its owner has opened anew."""
 
+READ_SIZE: Final = 4096
+"""Bytes read at once of a CONNECT head."""
+
 NO_ACCESS: Final = "its token was revoked or has expired"
 NOT_ALLOWED: Final = "its token does not allow the name any more"
 """What a session is told whose tunnel its opener may not have any more."""
 
 INADEQUATE_SECURITY: Final = 12
 """The code it is told with (RFC 9113 §7). Its client comes back, and is refused with a reason."""
-
-READ_SIZE: Final = 4096
-"""Bytes read at once of a CONNECT head."""
 
 
 class Listener:
@@ -100,7 +100,7 @@ class Listener:
         except ProxyHeaderError as error:
             log.debug("%s sent a PROXY header: %s", caller[0], error)
         except OSError as error:
-            if shaking.late:
+            if shaking.late and not shaking.counted:
                 self._core.tally.refuse(Refusal.HANDSHAKE)
             log.debug("%s left while opening a tunnel: %s", caller[0], error.strerror or error)
         finally:
