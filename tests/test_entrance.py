@@ -276,6 +276,33 @@ def test_bodies_of_megabytes_both_ways(
             trip.close()
 
 
+def test_limits_of_bytes_hold_and_lose_nothing(tls_server: TlsServer, start_service: StartService) -> None:
+    """What a visitor has sent may be here already, decrypted, while the kernel has nothing."""
+    body = random.Random(2).randbytes(300_000)
+    server = tls_server(tunnel_rate=1_000_000)
+    service = start_service(answering(lambda got: respond(got.body)))
+    with Tunnel(service.target, server=server.url, subdomain="demo", proxy=""):
+        trip = http.client.HTTPConnection("demo.localhost", server.proxy_tls_port)
+        trip.sock = visit(server.proxy_tls_port)
+        began = time.monotonic()
+        trip.request("POST", "/", body)
+        assert trip.getresponse().read() == body
+        trip.close()
+    assert 0.15 < time.monotonic() - began < DEADLINE
+
+
+def test_visitors_who_connect_too_often_are_let_in_no_more(tls_server: TlsServer) -> None:
+    server = tls_server(connect_rate=1, connect_burst=2)
+    outcomes = []
+    for _ in range(4):
+        try:
+            visit(server.proxy_tls_port).close()
+            outcomes.append(True)
+        except OSError:
+            outcomes.append(False)
+    assert outcomes == [True, True, False, False]
+
+
 def test_websockets_over_tls(tls_server: TlsServer, open_tunnel: OpenTunnel) -> None:
     server = tls_server()
     with websocket_service() as port:
