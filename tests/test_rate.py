@@ -39,7 +39,8 @@ def empty(rate: Rate) -> Rate:
 def test_many_get_no_more_than_the_rate_together_and_each_the_same() -> None:
     seconds, moved = together(*[empty(Rate(2_000_000))] * 8)
     assert sum(moved) <= 2_000_000 * (seconds + module.BURST) + 8 * 20_000
-    assert max(moved) - min(moved) <= 20_000  # one turn
+    # One turn, and one more, for not all of them see the end in the same round.
+    assert max(moved) - min(moved) <= 2 * 20_000
 
 
 def test_the_rate_is_used() -> None:
