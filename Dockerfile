@@ -22,6 +22,6 @@ USER 10001:10001
 # Clients, visitors of HTTP tunnels, TCP behind a load balancer, visitors by https. TCP tunnels get 20000-60000.
 EXPOSE 5554 5555 5556 5557
 STOPSIGNAL SIGTERM
-# The port for clients answers any request but CONNECT with 200, and with 403 if they must speak TLS.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["python", "-c", "import http.client as h, os; c = h.HTTPConnection('127.0.0.1', int(os.environ.get('CONNECTION_PORT') or 5554), timeout=4); c.request('GET', '/'); assert c.getresponse().status in (200, 403)"]
+# Asked in the container, where the metadata port is even if nobody outside reaches it.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["python", "-c", "import http.client, os, sys; e = os.environ.get; c = http.client.HTTPConnection((e('METADATA_BIND') or '127.0.0.1').strip('[]'), int(e('METADATA_PORT') or 5553), timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
 CMD ["tinytun-server"]

@@ -70,7 +70,16 @@ setup(
     ],
     extras_require={
         "test": TEST,
-        "dev": [*TEST, "mypy>=1.11", "ruff>=0.6", "types-gevent", "types-greenlet", "types-psutil"],
+        "dev": [
+            *TEST,
+            "bandit>=1.8",
+            "mypy>=1.11",
+            "pip-audit>=2.7",
+            "ruff>=0.6",
+            "types-gevent",
+            "types-greenlet",
+            "types-psutil",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -173,7 +173,8 @@ def test_a_busy_server_is_waited_for(
 def test_retry_after_is_honored_within_bounds() -> None:
     delay_after = Agent(make_config("1", server="http://x", environ={}))._delay_after
     assert delay_after(agent_module.TryLaterError("x", 503, retry_after=7)) >= 7
-    assert delay_after(agent_module.TryLaterError("x", 503, retry_after=86400)) <= 60
+    assert delay_after(agent_module.TryLaterError("x", 503, retry_after=86400)) <= 300
+    assert delay_after(agent_module.TryLaterError("x", 429, retry_after=300)) >= 300  # a penalty's longest
     assert delay_after(agent_module.TryLaterError("x", 503, retry_after=0)) < 3
 
 

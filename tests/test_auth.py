@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from support import Response, connect, eventually, read_head, read_response, res
 
 from tinytun_gevent import TunnelServer
 from tinytun_gevent.errors import UsageError
-from tinytun_gevent.server.authfile import digest
+from tinytun_gevent.registry import Record
+from tinytun_gevent.server.authfile import account_id, digest
 from tinytun_gevent.server.tally import Refusal
+from tinytun_gevent.wire.handshake import Kind
 
 ANNA, BOB = "tt_anna-secret-secret-secret", "tt_bob-secret-secret-secret"
 
@@ -192,6 +195,29 @@ def test_guessing_makes_an_address_wait_even_with_a_right_token(guarded: TunnelS
     assert refused.status == 429
     assert int(refused.get(b"retry-after") or 0) in (4, 5)
     assert guarded.core.tally.refusals[Refusal.PENALTY] == 1
+
+
+def test_who_was_let_in_before_is_not_shut_out_by_others_at_his_address(guarded: TunnelServer) -> None:
+    RawClient(guarded, "shop", bearer=BOB).close()
+    for _ in range(4):
+        assert refusal(guarded, "tt_wrong")[0] == 401
+    RawClient(guarded, "other", bearer=BOB).close()
+    before, after = answer(guarded, ANNA), answer(guarded, "tt_wrong")
+    assert (before.status, before.body) == (after.status, after.body), "nobody learns what is right"
+    assert before.status == 429
+
+
+def test_a_port_that_another_program_has_does_not_cost_its_owner_the_lease(guarded: TunnelServer) -> None:
+    """Also if he has come from another machine, so that he has nothing to show but his token."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = int(taken.getsockname()[1])
+        registry = guarded.registry
+        registry._tcp_ports = range(port, port + 1)
+        record = Record(Kind.TCP, port, "0" * 32, account_id(digest(BOB)), True)
+        tunnel = registry.restore(record, time.monotonic())
+        wish = ("x-tinytun-type: tcp", f"x-tinytun-port: {port}")
+        assert refusal(guarded, BOB, *wish, "x-tinytun-resume:") == (409, "Port not available")
+        assert registry.tunnels.get(port) is tunnel
 
 
 def test_a_trusted_proxy_is_not_made_to_wait(start_server: StartServer, auth_file: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tinytun_gevent.errors import UsageError
 from tinytun_gevent.rights import Names
 from tinytun_gevent.server.account import Limits
-from tinytun_gevent.server.authfile import append, digest, parse, remove
+from tinytun_gevent.server.authfile import append, digest, parse, remove, tomllib_tokens
 
 HASH = digest("tt_secret")
 OTHER = digest("tt_other")
@@ -168,3 +168,56 @@ def test_what_was_appended_can_be_cut_out_again(remarks: list[str], data: st.Dat
     ]
     kept = [line for line in text.splitlines() if line.startswith(("# ", "  #"))]
     assert [line for line in after.splitlines() if line.startswith(("# ", "  #"))] == kept
+
+
+REMARKS = st.lists(
+    st.sampled_from(
+        [
+            "",
+            "# a comment",
+            "# [[tokens]]",
+            "   ",
+            '\t# \u00e4 \'quoted """',
+            "#]",
+            "# '''",
+            "#\r",
+            "# \u2028 x",
+        ]
+    ),
+    max_size=4,
+).map(lambda lines: "".join(line + "\n" for line in lines))
+ENDS = st.sampled_from(["\n", " # [[tokens]]\n", "\r\n", "  \n"])
+REST = st.sampled_from(
+    [
+        "",
+        'names = ["a", "b-*"]\n',
+        "names = [\n 'a', # ']\n\n]\n",
+        "names = [\"\"\"a\"\"\", '''b''']\n",
+        "[tokens.each]\nrate = 5\n",
+        '[ tokens . "limits" ] # x\nrate = 1\n',
+        "limits = {tunnels = 1}\n",
+        '"reserved" = [ "\\u0061" ]\n',
+    ]
+)
+
+
+@given(REMARKS, st.lists(st.tuples(REMARKS, ENDS, REST, REMARKS), max_size=4), st.data())
+def test_however_it_is_written_the_rest_stays_byte_for_byte(
+    top: str, blocks: list[tuple[str, str, str, str]], data: st.DataObject
+) -> None:
+    text, places = top, []
+    for number, (inside, end, rest, behind) in enumerate(blocks):
+        start = len(text)
+        text += f"[[tokens]]{end}{inside}label = 'l{number}'{end}sha256 = '{digest(str(number))}'{end}{rest}"
+        places.append((start, len(text)))
+        text += behind
+    before = tomllib_tokens(text)
+    added = append(text, {"label": "new", "sha256": digest("new")})
+    assert added.startswith(text)
+    assert remove(added, len(before)).rstrip("\n") == text.rstrip("\n")
+    if blocks:
+        number = data.draw(st.integers(0, len(blocks) - 1))
+        start, stop = places[number]
+        left = remove(text, number)
+        assert left in (text[:start] + text[stop:], text[: start - 1] + text[stop:])
+        assert tomllib_tokens(left) == before[:number] + before[number + 1 :]

@@ -285,6 +285,7 @@ def test_a_tunnel_without_limits_gets_some(site: Site) -> None:
     assert tunnel.budget.rate.rate == 1000
     site.budgets.update(holder(Limits(rate=2000)))
     assert tunnel.budget.rate.rate == 0
+    assert tunnel.budget.rate.above.rate == 2000  # that of the account holds for it all the same
 
 
 def test_an_account_is_forgotten_when_it_owes_nothing(site: Site) -> None:

@@ -756,6 +756,7 @@ def test_login_and_logout(tmp_path: Path) -> None:
             input=text,
             capture_output=True,
             text=True,
+            errors="surrogateescape",
             timeout=60,
             env=CLEAN_ENVIRONMENT | home,
             check=False,
@@ -770,6 +771,7 @@ def test_login_and_logout(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "secret" not in done.stderr
     assert enter("", "--server", "tunnel.example").returncode == 2
+    assert "that is no token" in enter("\udcff\n", "--server", "tunnel.example").stderr
     for code, text in ((0, "There is no token for"), (0, "There was no token for")):
         done = run(TINYTUN, "logout", "--server", "https://Tunnel.Example:5554", **home)
         assert (done.returncode, done.stdout) == (code, "")
@@ -796,7 +798,8 @@ def test_a_typed_token_is_warned_of_and_stays_where_it_is(tmp_path: Path) -> Non
             ("http", "1", "--token", secret, "--server", "http://192.0.2.1:1", "--debug"),
             ("http", "1", secret),
             ("login", secret),
+            ("login", secret.removeprefix("tt_")),
         ):
             done = run(TINYTUN, *arguments)
             assert done.returncode in (2, 3)
-            assert secret not in done.stdout + done.stderr, arguments
+            assert secret.removeprefix("tt_") not in done.stdout + done.stderr, arguments

@@ -431,6 +431,11 @@ def test_haproxy_in_front(
                 "port": str(https),
             }
         assert_websockets_pass(https, trust, server)
+        with visitor_socket(clients, trust) as client:
+            client.sendall(b"CONNECT server HTTP/1.1\r\nx-tinytun-type: http\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 101"
+            (opened,) = server.registry.tunnels.values()
+            assert opened.remote == f"{VISITOR}:{client.getsockname()[1]}"
         with (
             Tunnel(service.port, kind="tcp", server=server.url),
             socket.create_connection(("127.0.0.1", tcp), timeout=DEADLINE) as visitor,

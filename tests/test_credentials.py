@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket as native
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_server import DEADLINE, FakeServer, refuse, running
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinytun_gevent import Tunnel
 from tinytun_gevent.client import credentials, dial
 from tinytun_gevent.client.config import make_config
 from tinytun_gevent.client.credentials import (
+    MOST_BYTES,
     Logins,
     check_token,
     choose_token,
     config_directory,
     must_hide,
+    parse_logins,
 )
 from tinytun_gevent.client.dial import dial_server
-from tinytun_gevent.errors import RefusedError, UsageError
+from tinytun_gevent.client.events import State
+from tinytun_gevent.errors import RefusedError, SessionClosedError, UsageError
 from tinytun_gevent.wire.handshake import (
     MAX_TOKEN,
     Join,
@@ -123,7 +128,19 @@ def test_logins_are_their_users_alone_and_can_be_forgotten(tmp_path: Path) -> No
     assert os.listdir(tmp_path / "new") == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"tokens": 1}', b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"tokens": 1}',
+        b'{"tokens": {"a:1": 1}}',
+        b"\xff",
+        b"[" * 100_000,
+        b'{"tokens": {}}' + b" " * MOST_BYTES,
+    ],
+)
 def test_a_damaged_file_is_none_and_is_not_written_over(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,6 +151,52 @@ def test_a_damaged_file_is_none_and_is_not_written_over(
     with pytest.raises(UsageError, match="remove it to begin anew"):
         logins.put("a:1", SECRET)
     assert Path(logins.path).read_bytes() == before
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+@example(b'{"tokens": {"a": "1"}}')
+@example(b'{"tokens": {"secret": ["secret"]}}')
+def test_whatever_is_in_the_file_is_logins_or_damage(data: bytes) -> None:
+    try:
+        found = parse_logins(data)
+    except ValueError as error:
+        said = str(error)
+    else:
+        said = "it is damaged"
+        assert all(type(text) is str for pair in found.items() for text in pair)
+    assert said == "it is damaged", "it may repeat what is secret"
+
+
+@given(st.dictionaries(st.text(max_size=20), st.text(max_size=20), max_size=5))
+def test_logins_are_read_as_they_were_written(tokens: dict[str, str]) -> None:
+    assert parse_logins(json.dumps({"tokens": tokens}).encode()) == tokens
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows locks no directory")
+def test_two_logins_at_once_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one waits for the first, which has read the file and not yet written it."""
+    has_read, goes_on = threading.Event(), threading.Event()
+    load = Logins._load
+
+    def slowly(logins: Logins, *, strict: bool = False) -> dict[str, str]:
+        found = load(logins, strict=strict)
+        if threading.current_thread().name == "first":
+            has_read.set()
+            assert goes_on.wait(DEADLINE)
+        return found
+
+    monkeypatch.setattr(Logins, "_load", slowly)
+    first = threading.Thread(target=Logins(str(tmp_path)).put, args=("a:1", "one"), name="first")
+    second = threading.Thread(target=Logins(str(tmp_path)).put, args=("b:2", "two"), name="second")
+    first.start()
+    assert has_read.wait(DEADLINE)
+    second.start()
+    second.join(0.1)
+    assert second.is_alive(), "it did not wait"
+    goes_on.set()
+    for thread in (first, second):
+        thread.join(DEADLINE)
+    assert load(Logins(str(tmp_path))) == {"a:1": "one", "b:2": "two"}
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
@@ -256,12 +319,26 @@ def test_a_client_shows_it_each_time(server: FakeServer) -> None:
         assert server.requests.get(timeout=DEADLINE).token == SECRET
 
 
-def test_a_server_that_repeats_it_does_not_bring_it_into_the_log(server: FakeServer) -> None:
-    server.script.append(refuse(401, f"who is {SECRET}?"))
+@pytest.mark.parametrize("before", ["", "x" * 190])
+def test_a_server_that_repeats_it_does_not_bring_it_into_the_log(server: FakeServer, before: str) -> None:
+    """Nor the half of it, where the server's text is cut."""
+    server.script.append(refuse(401, f"{before}who is {SECRET}?"))
     with running(server, token=SECRET) as (agent, _), pytest.raises(RefusedError) as refused:
         agent.wait_connected(DEADLINE)
-    assert "who is …?" in str(refused.value)
-    assert SECRET not in str(refused.value) + agent.reason
+    assert f"{before}who is …" in str(refused.value)
+    assert SECRET[:3] not in str(refused.value) + agent.reason
+
+
+def test_a_server_that_ends_it_says_why_but_never_repeats_the_token(server: FakeServer) -> None:
+    with running(server, token=SECRET) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        server.script.append(refuse(401, "The token is not valid here"))
+        ended = SessionClosedError(f"the token was revoked: {SECRET}")
+        server.sessions.get(timeout=DEADLINE).close(ended, 2)
+        assert events.wait_for(State.RECONNECTING) == "the server says: the token was revoked: …"
+        with pytest.raises(RefusedError, match=r"not valid here .*'tinytun login --server .* TINYTUN_TOKEN"):
+            agent.wait()
+    assert server.requests.qsize() == 2, "it asked again after a 401"
 
 
 def test_the_library_hides_it() -> None:

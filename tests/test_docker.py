@@ -6,6 +6,7 @@ import fnmatch
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -76,15 +77,17 @@ def test_the_health_check_tells_a_server_from_none() -> None:
     python, *arguments = json.loads(check)
     assert python == "python"
 
-    def healthy(port: int) -> bool:
+    def healthy(port: int, **variables: str) -> bool:
         command = [sys.executable, *arguments]
-        environ = environment(CONNECTION_PORT=str(port))
+        environ = environment(METADATA_PORT=str(port), **variables)
         done = subprocess.run(command, env=environ, capture_output=True, timeout=DEADLINE, check=False)
         return done.returncode == 0
 
     with ServerProcess() as server:
         server.wait_serving()
-        assert healthy(server.connection_port)
-        server.process.terminate()
-        server.wait()
-        assert not healthy(server.connection_port)
+        assert healthy(server.metadata_port)
+        assert healthy(server.metadata_port, METADATA_BIND="0.0.0.0")
+        assert not healthy(server.proxy_port)
+    with socket.socket() as silent:  # bound, so that nobody else gets the port, and not listening
+        silent.bind(("127.0.0.1", 0))
+        assert not healthy(silent.getsockname()[1])

@@ -152,8 +152,8 @@ def shell_lines() -> Iterator[list[str]]:
     for block in re.findall(r"(?s)```sh\n(.*?)```", README):
         for line in block.splitlines():
             words = shlex.split(line)
-            ours = {"tinytun", "tinytun-server"} & set(words)
-            if ours and "|" not in words and "docker" not in words:
+            program = next((word for word in words if not re.match(r"[A-Z_]+=", word)), "")
+            if program in ("tinytun", "tinytun-server") and "|" not in words:
                 yield words
 
 

@@ -198,13 +198,31 @@ LIES = [
     b"X_Forwarded_For: 1.2.3.4",
     b"X-Real-IP: 1.2.3.4",
     b"Forwarded: for=1.2.3.4;host=evil.example",
+    b"FORWARDED: for=5.6.7.8",
+    b"X-Forwarded-User: evil",
+    b"x-forwarded_user: evil",
+    b"X-FORWARDED-FOR: 5.6.7.8, 127.0.0.1",
+    b"Client-IP: 1.2.3.4",
+    b"CF-Connecting-IP: 1.2.3.4",
+    b"x-real_ip: 1.2.3.4",
 ]
 
 
 @pytest.mark.usefixtures("echoing")
-def test_nothing_of_a_visitor_s_own_forwarding_fields_arrives(server: TunnelServer) -> None:
-    fields = seen(server.proxy_port, *LIES, b"Connection: X-Forwarded-For, X-Forwarded-Proto")
-    assert forwarded(fields)[b"For"] == b"127.0.0.1"
+@pytest.mark.parametrize(
+    "named",
+    [
+        b"close",
+        b"X-Forwarded-For, X-Forwarded-Proto",
+        b"x-forwarded-for, keep-alive, X-Forwarded-Host, X-Forwarded-Port",
+        b"X-Real-IP, Forwarded, X_Forwarded_For, Connection",
+    ],
+)
+def test_nothing_of_a_visitor_s_own_forwarding_fields_arrives(server: TunnelServer, named: bytes) -> None:
+    fields = seen(server.proxy_port, *LIES, b"Connection: " + named)
+    port = str(server.proxy_port).encode()
+    told = {b"For": b"127.0.0.1", b"Proto": b"http", b"Host": b"demo.localhost", b"Port": port}
+    assert forwarded(fields) == told
     for name, value in fields:
         assert b"1.2.3.4" not in value, name
         assert b"5.6.7.8" not in value, name
@@ -235,6 +253,15 @@ def trusting(start_server: StartServer, start_service: StartService, open_tunnel
 )
 def test_a_trusted_proxy_is_believed(trusting: TunnelServer, fields: list[bytes], client: bytes) -> None:
     assert forwarded(seen(trusting.proxy_port, *fields))[b"For"] == client
+
+
+def test_what_a_trusted_proxy_may_have_overlooked_does_not_arrive(trusting: TunnelServer) -> None:
+    """It need not know every name under which a service believes something about its visitors."""
+    told = seen(trusting.proxy_port, b"X-Forwarded-For: 192.0.2.7", *LIES[5:9], *LIES[10:12], *LIES[13:])
+    assert forwarded(told)[b"For"] == b"192.0.2.7"
+    for name, value in told:
+        assert b"1.2.3.4" not in value, name
+        assert b"evil" not in value, name
 
 
 def test_a_trusted_proxy_says_scheme_host_and_port(trusting: TunnelServer) -> None:

@@ -148,7 +148,7 @@ def test_nobody_else_may(tls_server: TlsServer) -> None:
     with connect(server.proxy_tls_port) as sock:
         sock.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\n")
         assert read_response(sock).status == 400
-    assert refusals(server) == 1
+    assert server.core.tally.refusals[Refusal.PROXY_HEADER] == 1
 
 
 def test_plain_http_on_the_https_port_is_told_so(tls_server: TlsServer) -> None:

@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinytun_gevent.errors import MessageError
+from tinytun_gevent.wire import fields as rules
 from tinytun_gevent.wire import http1
 from tinytun_gevent.wire.body import body_of
 from tinytun_gevent.wire.http1 import (
@@ -357,6 +358,8 @@ def test_chunked_request_cannot_become_http10() -> None:
             b"X_Forwarded_For",
             b"x-real_ip",
         ),
+        *(b"X-Forwarded-User", b"x-FORWARDED-client-cert", b"X_Forwarded-Groups", b"X-Forwarded_Email"),
+        *(b"X-Forwarded", b"Client-IP", b"X-Client-IP", b"True-Client-IP", b"CF-Connecting-IP", b"client_ip"),
     ],
 )
 def test_forwarding_fields_of_a_visitor_are_never_passed_on(field: bytes) -> None:
@@ -364,6 +367,35 @@ def test_forwarding_fields_of_a_visitor_are_never_passed_on(field: bytes) -> Non
     assert head.fields == []
     assert b"203.0.113.9" not in build_request_head(head, FORWARDING)
     assert head.forwarding == ([(field, b"203.0.113.9")] if b"_" not in field else [])
+
+
+def spelled(name: bytes, choice: int) -> bytes:
+    """``name`` with some letters in upper case and some hyphens as underscores, by the bits of ``choice``."""
+    characters = [
+        ("_" if char == "-" else char.upper()) if choice >> bit & 1 else char
+        for bit, char in enumerate(name.decode())
+    ]
+    return "".join(characters).encode()
+
+
+@given(
+    st.sampled_from([*rules.FORWARDING_FIELDS, *(b"x-forwarded-" + end for end in (b"uri", b"-", b"x-y"))]),
+    st.lists(st.integers(0, 2**26 - 1), min_size=1, max_size=3),
+    st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_spelling_of_a_forwarding_field_is_passed_on(
+    name: bytes, choices: list[int], in_connection: bool
+) -> None:
+    """Whatever its case, with underscores for hyphens, several times, named in Connection or not."""
+    spellings = [spelled(name, choice) for choice in choices]
+    named = [b"Connection: " + spellings[-1]] if in_connection else []
+    lines = [field + b": 203.0.113.9" for field in spellings]
+    head = parse_request_head(request(GET, *named, b"X-Own: 1", *lines))
+    assert names(head.fields) == [b"x-own"]
+    built = build_request_head(head, FORWARDING)
+    assert b"203.0.113.9" not in built
+    assert built.count(b"X-Forwarded-For: 192.0.2.7\r\n") == 1
 
 
 def test_our_own_fields_cannot_be_named_away() -> None:

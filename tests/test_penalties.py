@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinytun_gevent.server import penalties
 from tinytun_gevent.server.penalties import FIRST, FORGET, FREE, LONGEST, Penalties
 
 HERE = "192.0.2.7"
@@ -72,3 +74,16 @@ def test_a_wait_is_never_negative_nor_longer_than_the_longest(steps: list[tuple[
         now += pause
         (penalties.guessed if wrong else penalties.lapsed)(HERE, now)
         assert 0 <= penalties.wait(HERE, now) <= LONGEST
+
+
+def test_who_is_known_is_an_account_at_an_address_and_the_oldest_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(penalties, "MOST_KNOWN", 2)
+    known = Penalties()
+    for ip in ("192.0.2.1", "192.0.2.2", "192.0.2.1", "2001:db8::1"):
+        known.welcome(ip, "anna")
+    assert known.knows("192.0.2.1", "anna")
+    assert known.knows("2001:db8::2", "anna")
+    assert not known.knows("192.0.2.2", "anna")
+    assert not known.knows("192.0.2.1", "bob")

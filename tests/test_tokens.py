@@ -85,7 +85,7 @@ def test_a_token_is_revoked_by_the_beginning_of_its_hash(path: Path) -> None:
         ("new", {"label": "x", "ports": "x"}, "ports.0.: 'x'"),
         ("new", {"label": "x", "expires": "soon"}, "--expires 'soon': not a date"),
         ("new", {"label": 'x"\n', "names": 'a"'}, "TOML|label"),
-        ("revoke", {"which": "nobody"}, "no token has the label 'nobody'"),
+        ("revoke", {"which": "nobody"}, "no token has this label"),
         ("revoke", {"which": "abc"}, "fits several: b1, b2"),
     ],
 )
@@ -141,4 +141,13 @@ def test_what_cannot_be_read_is_said_with_its_name(path: Path, damage: bytes | N
 
 def test_an_open_server_is_told_of_only_where_others_reach_it() -> None:
     assert "port 5554 can open a tunnel" in tokens.notice(ServerConfig())
+    behind_a_proxy = ServerConfig(bind="127.0.0.1", trusted_proxies="127.0.0.1")  # type: ignore[arg-type]
+    assert "port 5554 can open a tunnel" in tokens.notice(behind_a_proxy)
     assert tokens.notice(ServerConfig(bind="127.0.0.1")) == tokens.notice(ServerConfig(auth_file="/x")) == ""
+
+
+def test_a_token_given_in_place_of_its_label_is_not_repeated(path: Path) -> None:
+    command(path, "new", label="anna")
+    with pytest.raises(UsageError, match="no token has this label") as error:
+        command(path, "revoke", which="tt_a-secret")
+    assert "secret" not in str(error.value)

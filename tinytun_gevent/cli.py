@@ -310,7 +310,9 @@ def _wrong_words(words: Sequence[str], commands: Sequence[str]) -> str:
         return "say what to open, for example: tinytun http 3000"
     if words[0] not in commands:
         return f"{words[0]!r} is not one of {', '.join(commands)}"
-    expected = 1 if words[0] == "demo" else 2
+    if words[0] in ("login", "logout") and len(words) > 1:  # most likely the token: do not repeat it
+        return f"{words[0]} takes options only; the token is asked for, or read from standard input"
+    expected = 1 if words[0] in ("demo", "login", "logout") else 2
     if len(words) < expected:
         return f"the target is missing, for example: tinytun {words[0]} 3000"
     if len(words) > expected:

@@ -105,6 +105,10 @@ class ProxyHeaderError(ParseError):
     """A PROXY protocol header is malformed, too long, or of an unsupported kind."""
 
 
+class StrangerError(ProxyHeaderError):
+    """A PROXY protocol header came from somebody who is not believed."""
+
+
 class MessageError(ParseError):
     """An HTTP/1 request or response is malformed or over a limit.
 

@@ -6,6 +6,7 @@ moves little hardly waits behind those who move much.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import Any, Final
@@ -25,8 +26,8 @@ TURN: Final = 0.01
 SHORTEST: Final = 1024
 """Bytes of a turn at least: packets with less carry more head than payload."""
 
-LONGEST: Final = 64 * 1024
-"""… and at most: more in one call is hardly cheaper."""
+LONGEST: Final = 256 * 1024
+"""… and at most: as much as one frame of a session has."""
 
 
 class Rate:
@@ -35,11 +36,11 @@ class Rate:
     Belongs to the hub that uses it.
     """
 
-    __slots__ = ("_above", "_bucket", "_timer", "_turn", "_waiting")
+    __slots__ = ("_bucket", "_timer", "_turn", "_waiting", "above")
 
     def __init__(self, rate: int, above: Rate | None = None) -> None:
         """``rate`` of 0 is no limit."""
-        self._above = above
+        self.above = above
         self._waiting: deque[tuple[Waiter[None], int]] = deque()
         self._timer: Any = None
         self._turn = self._length(rate)
@@ -49,7 +50,7 @@ class Rate:
         return min(LONGEST, max(SHORTEST, int(rate * TURN))) if rate else LONGEST
 
     def _burst(self, rate: int) -> float:
-        return max(rate * BURST, self._length(rate))
+        return max(rate * BURST, self._length(rate)) if rate else math.inf
 
     @property
     def rate(self) -> float:
@@ -69,9 +70,9 @@ class Rate:
 
     def take_now(self, count: int) -> bool:
         """Whether ``count`` bytes may be moved without waiting for a turn; they are charged then."""
-        if self._waiting or count > self._turn or not self._bucket.take(time.monotonic(), count):
+        if self._waiting or count > self._bucket.burst or not self._bucket.take(time.monotonic(), count):
             return False
-        if self._above is None or self._above.take_now(count):
+        if self.above is None or self.above.take_now(count):
             return True
         self._bucket.refund(count)
         return False
@@ -81,10 +82,10 @@ class Rate:
         count = min(wanted, self._turn)
         if self._waiting or not self._bucket.take(time.monotonic(), count):
             self._queue(count)
-        if self._above is None:
+        if self.above is None:
             return count
         try:
-            granted = self._above.take(count)
+            granted = self.above.take(count)
         except BaseException:
             self.refund(count)
             raise
@@ -104,8 +105,8 @@ class Rate:
             return
         self._bucket.refund(count)
         self._serve()
-        if self._above is not None:
-            self._above.refund(count)
+        if self.above is not None:
+            self.above.refund(count)
 
     def _queue(self, count: int) -> None:
         waiter: Waiter[None] = Waiter()

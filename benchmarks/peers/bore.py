@@ -16,7 +16,7 @@ CONTROL_PORT = 7835
 def free_address() -> str:
     """An address of loopback where nobody listens on `CONTROL_PORT`; BenchmarkError if there is none."""
     for _ in range(20):
-        address = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}.{random.randint(2, 254)}"
+        address = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}.{random.randint(2, 254)}"  # nosec B311 # any
         with socket.socket() as probe:
             try:
                 probe.bind((address, CONTROL_PORT))

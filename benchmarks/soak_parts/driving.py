@@ -59,7 +59,7 @@ class Soak:
     def __init__(self, workspace: Workspace, minutes: float, seed: int) -> None:
         self._workspace = workspace
         self._seconds = minutes * 60
-        self._random = random.Random(seed)
+        self._random = random.Random(seed)  # nosec B311 # repeatable
         nothing = Services({}, {}, Path(), Path(), Path())
         self._calm, self._shaken = Site(workspace, nothing), Site(workspace, nothing)
         self._ports: dict[str, int] = {}

@@ -89,7 +89,7 @@ class Service:
             line.send(b"0\r\n\r\n")
 
     def _chat(self, line: Line, key: bytes) -> None:
-        accept = b64encode(hashlib.sha1(key + _GUID).digest())
+        accept = b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
         line.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n")
         line.send(b"Sec-WebSocket-Accept: %b\r\n\r\n" % accept)
         while (message := read_frame(line)) is not None:

@@ -50,7 +50,7 @@ class Visitor:
     def __init__(self, crowd: Crowd, number: int, counts: Counts) -> None:
         self._crowd = crowd
         self._counts = counts
-        self._random = random.Random(crowd.seed * 1000 + number)
+        self._random = random.Random(crowd.seed * 1000 + number)  # nosec B311 # repeatable
         self._leaving = False
 
     def run(self, over: Event) -> None:

@@ -67,6 +67,9 @@ TOKENS = (
     *(b"%", b"#", b"@", b"GET / HTTP/1.1\r\n", b"HEAD", b"\xe9", b"\x7f", b"\x85", b"\xa0"),
 )
 STATUSES = {400, 414, 417, 421, 431, 501, 505}
+TOLD = {b"for", b"proto", b"host", b"port"}
+"""What follows `X-Forwarded-` in a request that is passed on."""
+
 FORWARDING = Forwarding("192.0.2.7", 5555)
 
 
@@ -129,7 +132,9 @@ def _check_output(head: RequestHead, override: bytes | None, http10: bool) -> No
     assert (reference.framing(fields) or 0) == head.length
     assert reference.values(fields, b"x-forwarded-for") == [b"192.0.2.7"]
     own = {b"te", b"keep-alive", b"proxy-connection", b"http2-settings", b"forwarded", b"x-real-ip"}
-    assert not own & {name.replace(b"_", b"-") for name, _ in fields}
+    told = {name.replace(b"_", b"-") for name, _ in fields}
+    assert not own & told
+    assert {name[12:] for name in told if name.startswith(b"x-forwarded-")} == TOLD
     again = http1.parse_request_head(built, http1.HeadLimits(1 << 20, 1000))
     assert (again.method, again.target, again.length) == (head.method, head.target, head.length)
     assert again.minor == (0 if http10 else head.minor)

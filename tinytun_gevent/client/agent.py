@@ -40,8 +40,9 @@ GRACE = 5.0
 #: within 10 s that our old session is dead; what holds the name after a minute is not us.
 RANDOM_NAME_PATIENCE = 60.0
 
-#: Longest Retry-After that is honored, in seconds: a server that is wrong about it is asked again.
-MAX_RETRY_AFTER = 60.0
+#: Longest Retry-After that is honored, in seconds: what guessing at tokens costs an address at most. A server
+#: that asks for more is wrong about it, and is asked again.
+MAX_RETRY_AFTER = 300.0
 
 
 class StoppedError(TunnelError):

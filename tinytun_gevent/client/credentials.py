@@ -12,12 +12,15 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from typing import Final
 
 from ..errors import UsageError
 from ..wire.handshake import MAX_TOKEN, is_token
+
+if sys.platform != "win32":
+    import fcntl
 
 log = logging.getLogger(__name__)
 
@@ -90,15 +93,42 @@ class Logins:
 
     def put(self, server: str, token: str) -> None:
         """Raises UsageError where it cannot be kept."""
-        self._save({**self._load(strict=True), server.lower(): token})
+        with self._alone():
+            self._save({**self._load(strict=True), server.lower(): token})
 
     def remove(self, server: str | None) -> bool:
         """Forgets one server's token, or with None all; whether there was any. Raises UsageError."""
-        tokens = self._load(strict=True)
-        found = bool(tokens) if server is None else server.lower() in tokens
-        if found:
-            self._save({} if server is None else {k: v for k, v in tokens.items() if k != server.lower()})
-        return found
+        if not os.path.exists(self.path):
+            return False
+        with self._alone():
+            tokens = self._load(strict=True)
+            found = bool(tokens) if server is None else server.lower() in tokens
+            if found:
+                self._save({} if server is None else {k: v for k, v in tokens.items() if k != server.lower()})
+            return found
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One command at a time changes the file, or one would undo what another did; blocks while one does.
+
+        The lock is on the directory, which stays while files in it are replaced. Windows cannot lock one.
+        """
+        directory = os.path.dirname(self.path)
+        descriptor: int | None = None
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            if sys.platform != "win32":
+                descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if descriptor is None:
+                raise UsageError(f"{self.path}: {error.strerror or error}") from None
+            log.debug("%s cannot be locked: %s", directory, error)  # some network file systems
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
     def _load(self, *, strict: bool = False) -> dict[str, str]:
         """What is kept; a file that makes no sense is told to the log, and as good as none.
@@ -108,14 +138,13 @@ class Logins:
         try:
             with open(self.path, "rb") as stream:
                 warn_if_open(stream.fileno(), self.path)
-                content = json.loads(stream.read(MOST_BYTES))
-            return {str(server): str(token) for server, token in content["tokens"].items()}
+                return parse_logins(stream.read(MOST_BYTES + 1))
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
             reason = error.strerror or str(error)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            reason = "it is damaged"
+        except ValueError as error:
+            reason = str(error)
         if strict:
             raise UsageError(f"{self.path}: {reason}; remove it to begin anew")
         log.warning("%s: %s; the tokens in it are not used", self.path, reason)
@@ -128,17 +157,30 @@ class Logins:
             if not tokens:
                 os.unlink(self.path)
                 return
-            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with open(descriptor, "w", encoding="ascii") as stream:
                 json.dump({"tokens": tokens}, stream, indent=1)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(draft, self.path)
+            _flush_directory(os.path.dirname(self.path))
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(draft)
             raise UsageError(f"{self.path}: {error.strerror or error}") from None
+
+
+def parse_logins(data: bytes) -> dict[str, str]:
+    """The tokens by server in the file's content; raises ValueError, which repeats nothing of it."""
+    if len(data) > MOST_BYTES:
+        raise ValueError("it is too large")
+    try:
+        tokens = json.loads(data)["tokens"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        tokens = None
+    if not isinstance(tokens, dict) or not all(isinstance(token, str) for token in tokens.values()):
+        raise ValueError("it is damaged")
+    return tokens
 
 
 def warn_if_open(descriptor: int, path: str) -> None:
@@ -153,6 +195,16 @@ def must_hide(host: str) -> bool:
         return not ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return True
+
+
+def _flush_directory(path: str) -> None:
+    """Makes a new name in it last through a loss of power, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _read_token(path: str) -> str:

@@ -20,7 +20,7 @@ from .dial import address_of
 from .growth import LOOK, Gauge, Pauses
 from .link import open_session
 from .sessions import Sessions
-from .text import clean
+from .text import clean, hide
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Team:
     def said(self) -> str:
         """Why the server has ended it, in the server's words; empty if it gave no reason."""
         reason = self._last.goaway_reason if self._last.goaway_code != NO_ERROR else b""
-        return f"the server says: {clean(reason)}" if reason else ""
+        return f"the server says: {clean(hide(reason, self._config.token))}" if reason else ""
 
     @property
     def sessions(self) -> list[Session]:

@@ -24,9 +24,13 @@ def login(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> int:
         )
     logins, server = _logins(environ), server_address(arguments["--server"], environ).authority
     if sys.stdin is not None and sys.stdin.isatty():
-        text = getpass.getpass(f"Token for {server}: ", stream=sys.stderr)
+        try:
+            text = getpass.getpass(f"Token for {server}: ", stream=sys.stderr)
+        except (EOFError, KeyboardInterrupt):
+            _say("")  # the line of the question has no end yet
+            raise UsageError("no token was entered; nothing has changed") from None
     else:
-        text = "" if sys.stdin is None else sys.stdin.readline(2 * MAX_TOKEN)
+        text = _read_line()
     logins.put(server, check_token(text, "standard input"))
     _say(f"The token for {server} is in {logins.path} now; 'tinytun logout --server {server}' forgets it.")
     return 0
@@ -51,6 +55,13 @@ def _logins(environ: Mapping[str, str]) -> Logins:
             "there is no place for your settings: set HOME or XDG_CONFIG_HOME"
         )
     return Logins(directory)
+
+
+def _read_line() -> str:
+    """One line of standard input, which need not be text."""
+    if sys.stdin is None:
+        return ""
+    return sys.stdin.buffer.readline(2 * MAX_TOKEN).decode("ascii", "replace")
 
 
 def _say(text: str) -> None:

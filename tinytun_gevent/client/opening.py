@@ -30,7 +30,7 @@ from ..wire.handshake import (
 from .address import bracketed
 from .config import ClientConfig
 from .dial import HopelessError, read_head
-from .text import clean, unclutter
+from .text import clean, hide, unclutter
 
 #: Seconds for the server's answer. It may have to ask a database or its peers about the name.
 ANSWER_TIMEOUT = 10.0
@@ -43,7 +43,7 @@ FINAL = frozenset((400, 401, 403))
 
 #: What to do about a refusal, with the server's address in it.
 HINTS = {
-    401: "; 'tinytun login --server {}' enters a token for it",
+    401: "; 'tinytun login --server {}' or TINYTUN_TOKEN gives it another token",
     403: "; whoever runs the server can allow it",
 }
 
@@ -76,10 +76,7 @@ def open_tunnel(
         raise HopelessError(f"{authority} is no tunnel server: {clean(str(error))}") from None
     if isinstance(reply, OpenReply):
         return reply, rest
-    reason = _reason(sock, reply, rest)
-    if request.token:
-        reason = reason.replace(request.token, "…")  # a server that repeats it would bring it into our log
-    raise refusal_error(reply, reason, authority, wish)
+    raise refusal_error(reply, _reason(sock, reply, rest, request.token), authority, wish)
 
 
 def refusal_error(refusal: Refusal, reason: str, authority: str, wish: str) -> TunnelError:
@@ -141,16 +138,19 @@ def tidy_url(url: str) -> str:
     return url
 
 
-def _reason(sock: socket.socket | End, refusal: Refusal, rest: bytes) -> str:
-    """The first line of the refusal's body, or its reason phrase; blocks for `REASON_TIMEOUT`."""
+def _reason(sock: socket.socket | End, refusal: Refusal, rest: bytes, token: str | None) -> str:
+    """The first line of the refusal's body, or its reason phrase; blocks for `REASON_TIMEOUT`.
+
+    A server that repeats the ``token`` does not bring it into our log.
+    """
     length = refusal.content_length
     wanted = MAX_REASON if length is None else min(length, MAX_REASON)
     body = bytearray(rest)
     gevent.with_timeout(REASON_TIMEOUT, _read_up_to, sock, body, wanted, timeout_value=None)
     line = bytes(body[:wanted]).strip().partition(b"\n")[0].strip()
     if not line or line.startswith(b"<"):  # a front proxy's HTML page says no more than its phrase
-        return clean(refusal.reason) or "no reason given"
-    return clean(line)
+        return clean(hide(refusal.reason.encode(), token)) or "no reason given"
+    return clean(hide(line, token))
 
 
 def _read_up_to(sock: socket.socket | End, body: bytearray, wanted: int) -> None:

@@ -15,6 +15,11 @@ def clean(text: str | bytes, limit: int = 200) -> str:
     return short if short.isprintable() else "".join(c if c.isprintable() else "?" for c in short)
 
 
+def hide(text: bytes, secret: str | None) -> bytes:
+    """A peer's ``text`` without ``secret``, which it may repeat; do it before anything is cut off."""
+    return text.replace(secret.encode(), "…".encode()) if secret else text
+
+
 def amount(count: float) -> str:
     """A number of bytes for people: ``999 B``, ``1.5 kB``, ``12 MB`` (powers of 1000)."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -304,7 +304,7 @@ class TunnelServer:
     @property
     def metadata_url(self) -> str:
         """Where the metadata API is reached on this machine, without a trailing slash."""
-        host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(
+        host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(  # nosec B104 # read, not bound
             self.config.metadata_bind, self.config.metadata_bind
         )
         return f"http://{bracketed(host)}:{self.metadata_port}"

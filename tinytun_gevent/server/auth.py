@@ -117,15 +117,21 @@ class Auth:
     # -- asked by the listener ------------------------------------------------
 
     def authenticate(self, token: str | None, ip: str) -> Account:
-        """Who shows ``token``, from the address ``ip``. Raises RefusedError (401) or TryLaterError (429)."""
+        """Who shows ``token``, from the address ``ip``. Raises RefusedError (401) or TryLaterError (429).
+
+        An address that waits learns nothing of a token that was not let in from there before.
+        """
         if self.is_open:
             return self._anybody
         exempt = self._exempt(ip)
-        if not exempt and (wait := self._penalties.wait(ip)):
+        grant = None if token is None else self._find(token)
+        known = grant is not None and self._penalties.knows(ip, grant.account.id)
+        if not exempt and not known and (wait := self._penalties.wait(ip)):
             self._tally.refuse(Refusal.PENALTY)
             raise TryLaterError("Too many attempts without a valid token", 429, math.ceil(wait))
-        grant = None if token is None else self._find(token)
         if grant is not None and not _expired(grant):
+            if not exempt:
+                self._penalties.welcome(ip, grant.account.id)
             return grant.account
         self._tally.refuse(Refusal.TOKEN)
         if not exempt:

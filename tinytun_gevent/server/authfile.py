@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Final
@@ -43,8 +44,17 @@ LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}\Z")
 UNLIMITED: Final = Limits()
 
 _RANGE: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z")
-_HEADER: Final = re.compile(r"\s*\[\[\s*(?:tokens|\"tokens\"|'tokens')\s*\]\]\s*(?:#.*)?\Z")
-_TABLE: Final = re.compile(r"\s*\[\[?\s*(?!tokens\s*\.)[^\[\]]+\]\]?\s*(?:#.*)?\Z")
+# What a line of TOML is made of: strings of four kinds, comments, line ends, brackets, and the rest.
+_PIECE: Final = re.compile(
+    r'"""(?:[^\\]|\\.)*?"{3,5}(?!")'
+    r"|'''.*?'{3,5}(?!')"
+    r'|"(?:[^"\\\n]|\\.)*"'
+    r"|'[^'\n]*'"
+    r"|#[^\n]*|\n|[\[{]|[\]}]|[^\"'#\n\[\]{}]+|.",
+    re.DOTALL,
+)
+_OPENING: Final = ("[", "{")
+_CLOSING: Final = ("]", "}")
 
 _Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 _Items = Annotated[list[Any], Meta(max_length=MAX_ITEMS)]
@@ -222,28 +232,60 @@ def remove(text: str, number: int) -> str:
 
     What stands above the next token, after the last line of this one, is taken for the next one's.
     """
-    tokens = tomllib_tokens(text)
-    lines = text.splitlines(keepends=True)
-    starts = [place for place, line in enumerate(lines) if _HEADER.match(line.rstrip("\r\n"))]
-    try:
-        start = starts[number]
-    except IndexError:
-        raise UsageError(
-            "the file is written in a way that nothing can be cut out of; edit it by hand"
-        ) from None
-    end = start + 1
-    while end < len(lines) and not _TABLE.match(lines[end].rstrip("\r\n")):
-        end += 1
-    while end > start + 1 and _is_remark(lines[end - 1]):
-        end -= 1
-    if end < len(lines) and not lines[end].strip() and not "".join(lines[start - 1 : start]).strip():
-        end += 1  # one empty line between its neighbors will do
-    changed = "".join(lines[:start] + lines[end:])
-    if tomllib_tokens(changed) != tokens[:number] + tokens[number + 1 :]:
-        raise UsageError(
-            f"the token's lines, from line {start + 1} on, cannot be cut out; edit the file by hand"
-        )
+    tokens, tables = tomllib_tokens(text), list(_tables(text))
+    changed = None
+    if len(tables) == len(tokens):
+        start, end = tables[number]
+        head, tail = text[:start], text[end:]
+        if head.endswith("\n\n") and (not tail or tail.startswith("\n")):
+            head = head[:-1]  # one empty line between its neighbors will do
+        changed = head + tail
+    if changed is None or _tokens_or_none(changed) != tokens[:number] + tokens[number + 1 :]:
+        raise UsageError("the file is written in a way that nothing can be cut out of; edit it by hand")
     return changed
+
+
+def _tables(text: str) -> Iterator[tuple[int, int]]:
+    """Where each ``[[tokens]]`` begins, and where its last line ends that is neither empty nor a comment."""
+    start: int | None = None
+    end = 0
+    for first, last in _statements(text):
+        statement = text[first:last].strip()
+        if statement.startswith("[") and _is_header(statement):
+            if start is not None:
+                yield start, end
+            start = first
+        if statement and not statement.startswith("#"):
+            end = last
+    if start is not None:
+        yield start, end
+
+
+def _statements(text: str) -> Iterator[tuple[int, int]]:
+    """Where each line of the text begins and ends; a value of several lines is one."""
+    first = depth = 0
+    for match in _PIECE.finditer(text):
+        depth += (match[0] in _OPENING) - (match[0] in _CLOSING)
+        if match[0] == "\n" and depth <= 0:
+            yield first, match.end()
+            first = match.end()
+    if first < len(text):
+        yield first, len(text)
+
+
+def _is_header(line: str) -> bool:
+    """Whether it is ``[[tokens]]``, however that is written."""
+    try:
+        return tomllib.loads(line) == {"tokens": [{}]}
+    except tomllib.TOMLDecodeError:
+        return False
+
+
+def _tokens_or_none(text: str) -> list[dict[str, Any]] | None:
+    try:
+        return tomllib_tokens(text)
+    except UsageError:
+        return None
 
 
 def tomllib_tokens(text: str) -> list[dict[str, Any]]:
@@ -253,11 +295,6 @@ def tomllib_tokens(text: str) -> list[dict[str, Any]]:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"it is not TOML: {error}") from None
     return list(tokens)
-
-
-def _is_remark(line: str) -> bool:
-    stripped = line.strip()
-    return not stripped or stripped.startswith("#")
 
 
 def _value(value: Any) -> str:

@@ -386,7 +386,7 @@ def variables() -> tuple[Variable, ...]:
 
 def server_url(config: ServerConfig) -> str:
     """What a client on this machine gives as ``--server``: never an all-addresses address."""
-    host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(config.bind, config.bind)
+    host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(config.bind, config.bind)  # nosec B104 # read, not bound
     scheme = "https" if config.tls_required else "http"
     return f"{scheme}://{bracketed(host)}:{config.connection_port}"
 

@@ -31,6 +31,7 @@ from .observed import Observed, log_exchange
 from .peers import Peers
 from .pool import StreamPool
 from .storage import Storage
+from .strangers import Strangers
 from .tally import Refusal, Tally
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class ServerCore:
         self.certificates = _certificates(config)
         #: What is counted, for the operator.
         self.tally = Tally()
+        #: Refuses whoever pretends to be a proxy.
+        self.strangers = Strangers(self.tally)
         self._trusted = config.trusted()
         #: Who may open tunnels.
         self.auth = Auth(config, self.tally, self.is_trusted)

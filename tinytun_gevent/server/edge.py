@@ -30,10 +30,11 @@ from tinytun_gevent.server.observed import Refused
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.routing import find_route
 from tinytun_gevent.server.sending import failure_of
+from tinytun_gevent.server.strangers import REASON
 from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.watch import Watch
 from tinytun_gevent.sockets import End, Interrupted, Socket, end_of
-from tinytun_gevent.wire import http1
+from tinytun_gevent.wire import http1, proxyproto
 
 if TYPE_CHECKING:
     from tinytun_gevent.server.core import ServerCore
@@ -189,8 +190,12 @@ class Visitor:
             if not self._move():
                 self.finish()
         except MessageError as error:
+            received = head or self._buffer
+            stray = self._is_stray(received)
             self._wait_exchange()
-            self.refuse(error, accept_of(head or self._buffer))
+            if stray:
+                self._core.strangers.refuse(self.client[0], "proxy")
+            self.refuse(MessageError(REASON) if stray else error, accept_of(received), counts=not stray)
         except (OSError, SessionError):
             self._abandon()
         except ProxyHeaderError:
@@ -203,7 +208,7 @@ class Visitor:
             self.end.close()
 
     def _take_proxy_header(self) -> None:
-        """A trusted proxy may begin with a PROXY header; anybody else's is a malformed request."""
+        """A trusted proxy may begin with a PROXY header; anybody else's is :meth:`_is_stray`."""
         if not self._fresh or not self._core.is_trusted(self.client[0]):
             self._fresh = False
             return
@@ -228,6 +233,8 @@ class Visitor:
             self._take(data)
         while not self._ended:
             if buffer:
+                if self._is_stray(buffer):
+                    raise MessageError(REASON)
                 end = http1.head_end(buffer, 0, searched)
                 if end > limit or (end < 0 and len(buffer) > limit):
                     raise http1.too_large(buffer, limit)
@@ -240,6 +247,13 @@ class Visitor:
                 self.head_since = self.head_since or time.monotonic()
             self._take(self.end.recv(READ_SIZE))
         return None
+
+    def _is_stray(self, received: bytes | bytearray) -> bool:
+        """Whether the connection begins with a PROXY header that nobody may send here.
+
+        Only asked of what is no whole request, so it costs the others nothing.
+        """
+        return not self._served and self.exchange is None and proxyproto.is_surely_proxy(received)
 
     def _take(self, data: bytes) -> None:
         """Keeps what the visitor has sent, unless nothing more will be answered."""
@@ -405,13 +419,17 @@ class Visitor:
         self._waiting.wait()
         self._waiting = None
 
-    def refuse(self, error: MessageError, accept: bytes = b"") -> None:
-        """Answers a request that cannot be understood, and ends the connection."""
+    def refuse(self, error: MessageError, accept: bytes = b"", *, counts: bool = True) -> None:
+        """Answers a request that cannot be understood, and ends the connection.
+
+        ``counts``: whether it is a malformed request, and nothing that is counted already.
+        """
         failure = Failure(error.status, f"Your request was not understood: {error}.")
         if not self.finished:
             since = self.head_since or time.monotonic()
             sent = self.answer(failure, accept, close=True)
-            self._core.tally.refuse(Refusal.REQUEST)
+            if counts:
+                self._core.tally.refuse(Refusal.REQUEST)
             self._core.observe(Refused(self.client[0], failure.request_id, failure.status, sent, since))
             self.finish()
 

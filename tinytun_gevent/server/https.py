@@ -59,7 +59,8 @@ class HttpsPort:
         try:
             sockets.tune(sock)
             early = bytearray()
-            address, port = self._who(shaking.end, early, plain(address))
+            port = self._core.config.proxy_tls_port
+            address, port = proxied.who_comes(self._core, shaking.end, early, plain(address), port, "https")
             if not early:
                 early += shaking.end.recv(READ)
             if early[:1] == clienthello.HELLO:
@@ -67,10 +68,7 @@ class HttpsPort:
             elif early:
                 self._core.tally.refuse(Refusal.TLS)
                 say_last(shaking.end, PLAIN_HERE)
-        except ProxyHeaderError as error:
-            self._core.tally.refuse(Refusal.PROXY_HEADER)
-            log.debug("%s sent a malformed PROXY header: %s", address[0], error)
-        except OSError as error:
+        except (OSError, ProxyHeaderError) as error:
             log.debug("%s did not come through TLS: %s", address[0], error)
         finally:
             self._core.clock.forget(shaking)
@@ -81,14 +79,6 @@ class HttpsPort:
         if shaking.tls is not None:
             known = Moved(None, address, port, b"", proto="https")
             PROTOCOLS[shaking.tls.protocol](self._edge, shaking.tls, known)
-
-    def _who(self, end: End, early: bytearray, address: Address) -> tuple[Address, int]:
-        """Whose connection it is, and to which port: a trusted proxy may say so before TLS begins. Blocks."""
-        if self._core.is_trusted(address[0]):
-            header = proxied.read_optional(end, early)
-            if header is not None and header.source is not None and header.destination is not None:
-                return plain(header.source), header.destination[1]
-        return address, self._core.config.proxy_tls_port
 
     def wait_arrived(self, timeout: float) -> None:
         """Blocks until nobody is on his way in, ``timeout`` seconds at most; he is the edge's then."""

@@ -15,12 +15,14 @@ from tinytun_gevent import sockets
 from tinytun_gevent.errors import (
     HandshakeError,
     NameTakenError,
+    ProxyHeaderError,
     RefusedError,
     SessionClosedError,
     SessionError,
     TryLaterError,
 )
 from tinytun_gevent.registry import Registry, Tunnel
+from tinytun_gevent.server import proxied
 from tinytun_gevent.server.account import Account
 from tinytun_gevent.server.addresses import bracketed, plain
 from tinytun_gevent.server.entrance import Entrance, Shaking, say_last
@@ -90,9 +92,13 @@ class Listener:
         self._core.clock.watch(shaking)
         try:
             sockets.tune(sock)
-            early = self._enter(shaking)
-            if early is not None:
-                self._handle(shaking, early, caller)
+            early, port = bytearray(), self._core.config.connection_port
+            caller, _ = proxied.who_comes(self._core, shaking.end, early, caller, port, "connection")
+            received = self._enter(shaking, bytes(early))
+            if received is not None:
+                self._handle(shaking, received, caller)
+        except ProxyHeaderError as error:
+            log.debug("%s sent a PROXY header: %s", caller[0], error)
         except OSError as error:
             if shaking.late and not shaking.counted:
                 self._core.tally.refuse(Refusal.HANDSHAKE)
@@ -101,9 +107,12 @@ class Listener:
             self._core.clock.forget(shaking)
             shaking.end.close()
 
-    def _enter(self, shaking: Shaking) -> bytes | None:
-        """What came first, through TLS if that began it; None if it was refused, and told so. Blocks."""
-        early = shaking.end.recv(READ_SIZE)
+    def _enter(self, shaking: Shaking, early: bytes) -> bytes | None:
+        """What came first, through TLS if that began it; None if it was refused, and told so. Blocks.
+
+        ``early`` is what has been read of it, if anything.
+        """
+        early = early or shaking.end.recv(READ_SIZE)
         offered, required = self._core.certificates is not None, self._core.config.tls_required
         if early[:1] == clienthello.HELLO:
             if offered:
@@ -204,7 +213,7 @@ class Listener:
     def _withdraw(self, tunnel: Tunnel, request: OpenRequest) -> None:
         """A claim has failed: its owner keeps what he had, a lease or sessions; anybody else had nothing."""
         tunnel.promised -= 1
-        leased = tunnel.leased_until is not None and request.resume
+        leased = tunnel.leased_until is not None and (request.resume or tunnel.opener)
         if not leased and not tunnel.sessions and not tunnel.promised:
             self.release(tunnel)
 

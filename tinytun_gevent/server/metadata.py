@@ -10,6 +10,7 @@ browser of somebody inside ask (DNS rebinding) by the Host it must be asked with
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +32,12 @@ _REASONS: Final = {
 
 PROBES: Final = frozenset({"/healthz", "/ready"})
 """What load balancers ask in HTTP/1.0, without any Host. No browser does, and there is nothing to learn."""
+
+_PORT: Final = re.compile(r"(?::[0-9]{0,5})?")
+"""What may follow the host in a Host field."""
+
+_ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)", re.IGNORECASE)
+"""A request target with a host of its own."""
 
 
 def accepted_hosts(config: ServerConfig) -> frozenset[str]:
@@ -66,7 +73,8 @@ class MetadataApp:
     def _answer(self, environ: WSGIEnvironment) -> tuple[int, Any]:
         """The status, and what the JSON says; for ``/metrics`` the media type and the body."""
         host, path = environ.get("HTTP_HOST"), environ.get("PATH_INFO", "")
-        if not (path in PROBES if host is None else self._accepts(host)):
+        accepted = path in PROBES if host is None else self._accepts(host)
+        if not accepted or not self._accepts_target(environ.get("RAW_URI", "/")):
             return 421, {"error": "this Host is not answered here; METADATA_HOSTS adds names"}
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return 405, {"error": "only GET and HEAD are answered here"}
@@ -98,7 +106,17 @@ class MetadataApp:
     def _accepts(self, host: str) -> bool:
         """Whether the Host field ``host`` is an address or a name that can only mean this API."""
         if host.startswith("["):
-            address, _, port = host[1:].partition("]")
-            return ":" in address and is_ip(address) and (not port or port.startswith(":"))
-        name = host.partition(":")[0].lower().removesuffix(".")
+            address, bracket, port = host[1:].partition("]")
+            return bracket != "" and ":" in address and is_ip(address) and _PORT.fullmatch(port) is not None
+        name, colon, port = host.partition(":")
+        if not _PORT.fullmatch(colon + port):  # "127.0.0.1:x@evil.example", or a second Host behind a comma
+            return False
+        name = name.lower().removesuffix(".")
         return is_ip(name) or name in self._hosts
+
+    def _accepts_target(self, target: str) -> bool:
+        """Whether a request target names no other host than may be asked (RFC 9112 section 3.2.2)."""
+        if target.startswith("/"):
+            return True
+        match = _ABSOLUTE.match(target)
+        return match is not None and self._accepts(match[1])

@@ -239,7 +239,7 @@ class Peers:
         config = self._config
         if peer.metadata_port != config.metadata_port:
             return False
-        if config.metadata_bind in ("::", "0.0.0.0"):
+        if config.metadata_bind in ("::", "0.0.0.0"):  # nosec B104 # read, not bound
             return is_local(peer.host)
         return peer.host == config.metadata_bind
 

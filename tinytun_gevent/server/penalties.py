@@ -1,13 +1,15 @@
 """What guessing at tokens costs: an address that was refused has to wait, longer each time.
 
 The idea is that of sshd's PerSourcePenalties: nothing is held open meanwhile. Who has to wait is refused
-whatever he shows, or the wait would be none; his tunnels that are open are not touched by it.
+whatever he shows, or the wait would be none; his tunnels that are open are not touched by it. Only whoever
+has been let in from there before is let in again: one client that is wrong must not shut out its office.
 """
 
 from __future__ import annotations
 
 import heapq
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +37,9 @@ keep its others out for long."""
 MOST: Final = 16_384
 """Addresses that are remembered; 3 MB."""
 
+MOST_KNOWN: Final = 16_384
+"""Pairs of an address and an account that has come from there, likewise."""
+
 
 @dataclass(slots=True)
 class _Record:
@@ -50,6 +55,7 @@ class Penalties:
     def __init__(self, most: int = MOST) -> None:
         self._most = most
         self._records: dict[str | int, _Record] = {}
+        self._known: OrderedDict[tuple[str | int, str], None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -58,6 +64,18 @@ class Penalties:
         """Seconds for which ``ip`` is still refused; 0 if it is not."""
         record = self._records.get(network_of(ip))
         return 0.0 if record is None else max(0.0, record.until - (time.monotonic() if now is None else now))
+
+    def welcome(self, ip: str, account: str) -> None:
+        """``account`` was let in from ``ip``: others' guesses there do not make it wait from now on."""
+        pair = network_of(ip), account
+        self._known[pair] = None
+        self._known.move_to_end(pair)
+        if len(self._known) > MOST_KNOWN:
+            self._known.popitem(last=False)
+
+    def knows(self, ip: str, account: str) -> bool:
+        """Whether ``account`` was let in from ``ip`` before."""
+        return (network_of(ip), account) in self._known
 
     def guessed(self, ip: str, now: float | None = None) -> None:
         """A wrong token came from ``ip``."""

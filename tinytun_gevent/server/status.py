@@ -61,7 +61,7 @@ def _show(status: Mapping[str, Any], as_json: bool) -> None:
 
 def default_url(config: ServerConfig) -> str:
     """Where a server on this machine with this configuration answers."""
-    host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(config.metadata_bind, config.metadata_bind)
+    host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(config.metadata_bind, config.metadata_bind)  # nosec B104 # read, not bound
     return f"http://{bracketed(host)}:{config.metadata_port}"
 
 

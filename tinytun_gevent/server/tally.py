@@ -62,7 +62,7 @@ class Refusal(StrEnum):
     #: A tunnel: its name or port is another's, reserved, or not allowed to this token.
     NAME = "name"
     #: A tunnel: no token, a wrong one, or one that has expired.
-    TOKEN = "token"
+    TOKEN = "token"  # nosec B105 # a reason, no token
     #: A tunnel: the address has guessed before and has to wait.
     PENALTY = "penalty"
     #: A tunnel: the request was malformed or came too slowly.

@@ -160,9 +160,8 @@ class TcpFront:
         end = end_of(sock)
         caller = plain(address)[0]
         if not self._core.is_trusted(caller):
-            self._core.tally.refuse(Refusal.PROXY_HEADER)
-            log.info("refused %s on the TCP proxy port: not in TRUSTED_PROXIES", caller)
-            end.close()
+            self._core.strangers.refuse(caller, "TCP proxy")
+            end.abort()
             return
         buffer = bytearray()
         watch = _HeaderWatch(end, self._core.config.proxy_header_timeout)

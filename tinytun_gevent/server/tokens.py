@@ -53,7 +53,7 @@ def read(config: ServerConfig) -> list[Grant]:
 
 def notice(config: ServerConfig) -> str:
     """What an operator should know of a server without tokens, in a line; blank if nobody else reaches it."""
-    if config.auth_file or is_loopback(config.bind):
+    if config.auth_file or (is_loopback(config.bind) and not config.trusted_proxies):
         return ""
     return (
         f"there are no tokens: whoever reaches port {config.connection_port} can open a tunnel. "
@@ -136,7 +136,7 @@ def _number_of(grants: list[Grant], which: str) -> int:
     hashes = [n for n, grant in enumerate(grants) if long_enough and grant.sha256.startswith(which.lower())]
     found = labels or hashes
     if not found:
-        raise UsageError(f"no token has the label {which!r}, or a hash that begins so")
+        raise UsageError("no token has this label, or a hash that begins so")  # it may be a token itself
     if len(found) > 1:
         raise UsageError(f"{which!r} fits several: " + ", ".join(grants[n].account.label for n in found))
     return found[0]
@@ -251,3 +251,8 @@ def _replace(path: str, data: bytes, like: os.stat_result) -> None:
     except BaseException:
         os.unlink(draft)
         raise
+    directory = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(directory)  # or a token that was revoked could be back when the power is
+    finally:
+        os.close(directory)

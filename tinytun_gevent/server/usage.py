@@ -51,6 +51,7 @@ class Scope:
         self.requests.change(limits.requests, limits.requests, time.monotonic())
         if self.rate is not None:
             self.rate.change(limits.rate)
+            self.rate.above = above
         elif limits.rate:
             self.rate = Rate(limits.rate, above)
 

@@ -44,8 +44,15 @@ FORWARDING_FIELDS: Final = (
     *(b"forwarded", b"x-real-ip", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"),
     *(b"x-forwarded-port", b"x-forwarded-server", b"x-forwarded-by", b"x-forwarded-prefix"),
     *(b"x-forwarded-protocol", b"x-forwarded-scheme", b"x-forwarded-ssl", b"x-tinytun-hop"),
+    # What web frameworks believe likewise, and services that once stood behind a large cache.
+    *(b"x-forwarded", b"x-client-ip", b"client-ip", b"x-cluster-client-ip", b"x-original-forwarded-for"),
+    *(b"true-client-ip", b"cf-connecting-ip", b"fastly-client-ip"),
 )
-"""What services, or peer servers, believe about a visitor: from himself, none is passed on."""
+"""What services, or peer servers, believe about a visitor: from himself, none is passed on. Nor is it from a
+trusted proxy: it need not know of all of them, so his own might come through."""
+
+FORWARDING_PREFIX: Final = b"x-forwarded-"
+"""Begins the names of more of them, which say who is logged in and with which certificate."""
 
 # Stripping these because Connection names them would change how the message is framed or routed.
 _NOT_NAMEABLE: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"trailer"})

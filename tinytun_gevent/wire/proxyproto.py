@@ -20,6 +20,7 @@ from tinytun_gevent.errors import ProxyHeaderError
 SIGNATURE_V1 = b"PROXY "
 SIGNATURE_V2 = b"\r\n\r\n\x00\r\nQUIT\n"
 MAX_LENGTH = 536  # bytes; what every path carries in one segment, so senders stay within it
+_CERTAIN = (b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY UNKNOWN", SIGNATURE_V2)
 _MAX_V1 = 107  # bytes with CRLF; the longest legal line, "PROXY UNKNOWN" with two full IPv6 addresses
 
 _FIXED_V2 = len(SIGNATURE_V2) + 4  # version and command, family, length
@@ -56,6 +57,11 @@ def starts_like_proxy(data: bytes | bytearray) -> bool | None:
         if signature.startswith(start):
             return None
     return False
+
+
+def is_surely_proxy(data: bytes | bytearray) -> bool:
+    """Whether ``data`` begins with what can only be a PROXY header, and no request of any method."""
+    return data.startswith(_CERTAIN)
 
 
 def parse(data: bytes | bytearray) -> ProxyHeader | None:

@@ -45,6 +45,7 @@ _REQUEST_KINDS: Final = {
 }
 # WSGI and CGI read "-" as "_": these would reach a program as the fields that we replace or refuse.
 _DISGUISED: Final = {name.replace(b"-", b"_"): kind for name, kind in _REQUEST_KINDS.items() if b"-" in name}
+_DISGUISED_PREFIX: Final = rules.FORWARDING_PREFIX.replace(b"-", b"_")
 
 
 @dataclass(slots=True)
@@ -123,6 +124,8 @@ def _read_fields(lines: bytes, minor: int, authority: bytes, most: int) -> _Requ
     """
     raw = rules.read_fields(HttpRequestParser, _LINES[minor] + lines, most, 400)
     fields, noted, forwarding = rules.sort_fields(raw, _REQUEST_KINDS)
+    if rules.FORWARDING_PREFIX in lines.lower():
+        fields = _without_prefixed(fields, forwarding)
     if 0x5F in lines:  # "_"
         fields = _without_disguised(fields)
 
@@ -214,6 +217,15 @@ def _wanted_protocols(value: bytes) -> bytes:
     )
 
 
+def _without_prefixed(fields: Fields, forwarding: Fields) -> Fields:
+    """Move the forwarding fields that only their prefix tells to ``forwarding``."""
+    kept: Fields = []
+    for pair in fields:
+        prefixed = pair[0].lower().startswith(rules.FORWARDING_PREFIX)
+        (forwarding if prefixed else kept).append(pair)
+    return kept
+
+
 def _without_disguised(fields: Fields) -> Fields:
     """Treat ``Content_Length`` as what a WSGI or CGI program would make of it."""
     kept = []
@@ -222,7 +234,7 @@ def _without_disguised(fields: Fields) -> Fields:
         if b"_" in name:
             name = name.replace(b"-", b"_")
             kind = _DISGUISED.get(name)
-            if kind == FORWARDING:
+            if kind == FORWARDING or name.startswith(_DISGUISED_PREFIX):
                 continue
             if name in (b"content_length", b"transfer_encoding"):
                 raise MessageError("a field name imitates Content-Length or Transfer-Encoding")
