@@ -113,7 +113,7 @@ def test_a_token_that_could_not_be_shown_is_told_of(path: Path, monkeypatch: pyt
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("sys.stdout", Full())
-    with pytest.raises(UsageError, match="could not be shown: No space left.*; revoke anna") as error:
+    with pytest.raises(UsageError, match=r"could not be shown: No space left.*; revoke anna") as error:
         command(path, "new", label="anna")
     assert "nothing was changed" not in str(error.value)
     assert [entry["label"] for entry in entries(path)] == ["anna"]
