@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
+import gevent
 import pytest
 from conftest import StartServer
 from h2.events import ConnectionTerminated
@@ -14,8 +17,10 @@ from raw_client import RawClient
 from support import Response, connect, eventually, read_head, read_response, reset
 
 from tinytun_gevent import TunnelServer
-from tinytun_gevent.errors import UsageError
+from tinytun_gevent.background import run_in_hub
+from tinytun_gevent.errors import TryLaterError, UsageError
 from tinytun_gevent.registry import Record
+from tinytun_gevent.server.auth import Auth
 from tinytun_gevent.server.authfile import account_id, digest
 from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.wire.handshake import Kind
@@ -139,6 +144,22 @@ def test_a_removed_token_ends_its_tunnels_and_no_others(guarded: TunnelServer, a
     bob.close()
 
 
+def test_a_removed_token_ends_what_still_runs_on_a_session_that_leaves(
+    guarded: TunnelServer, auth_file: Path
+) -> None:
+    """Its tunnel has no name any more then: the client has said goodbye."""
+    client = RawClient(guarded, "shop", bearer=BOB)
+    with connect(guarded.proxy_port) as visitor:
+        visitor.sendall(b"GET /long HTTP/1.1\r\nHost: shop.localhost\r\n\r\n")
+        client.next_request()
+        client.goaway()
+        eventually(lambda: "shop" not in guarded.registry.tunnels)
+        assert guarded.core.busy
+        replace(auth_file, entry("anna", ANNA))
+        assert goaway_reason(client) == b"its token was revoked or has expired"
+        eventually(lambda: not guarded.core.busy)
+
+
 def test_a_token_that_may_less_than_before_loses_what_it_may_not(
     guarded: TunnelServer, auth_file: Path
 ) -> None:
@@ -179,6 +200,75 @@ def test_a_file_that_makes_no_sense_changes_nothing(
     replace(auth_file, entry("eve", "tt_eve"))
     eventually(lambda: guarded.core.auth.problem is None)
     assert goaway_reason(client)
+
+
+def test_a_file_that_could_never_be_read_sends_nobody_away_for_good(
+    guarded: TunnelServer, auth_file: Path
+) -> None:
+    """As after the death of a worker. A 401 would end every client, and each of them would have to wait."""
+    core = guarded.core
+    auth = Auth(core.config, core.tally, core.is_trusted)
+    text = auth_file.read_text()
+    auth_file.write_text("[[tokens]\n")
+    auth.load()
+    for _ in range(5):
+        with pytest.raises(TryLaterError) as caught:
+            auth.authenticate(BOB, "192.0.2.1")
+        assert caught.value.status == 503
+        assert str(auth_file) not in str(caught.value)
+    assert not auth.is_ready
+    auth_file.write_text(text)
+    auth.load()
+    assert auth.is_ready
+    assert auth.authenticate(BOB, "192.0.2.1").label == "bob"
+
+
+def test_names_are_kept_for_their_owners_until_the_file_can_be_read(
+    guarded: TunnelServer, auth_file: Path
+) -> None:
+    core, registry = guarded.core, guarded.registry
+    bob, eve = account_id(digest(BOB)), account_id(digest("tt_eve"))
+    for name, opener in (("shop", bob), ("eve", eve)):
+        assert registry.restore(Record(Kind.HTTP, name, digest(name)[:32], opener, True), time.monotonic())
+    grants, core.auth._accounts = core.auth._accounts, {}
+    core.auth.is_ready = False
+    assert core.auth.on_change is not None
+    core.auth.on_change()
+    assert set(registry.tunnels) == {"shop", "eve"}
+    core.auth._accounts, core.auth.is_ready = grants, True
+    core.auth.on_change()
+    assert set(registry.tunnels) == {"shop"}
+
+
+def test_a_change_is_noticed_while_every_thread_waits_for_something_else(
+    guarded: TunnelServer, auth_file: Path
+) -> None:
+    """Such as names that nobody resolves, or handshakes with a large key."""
+    blocked = threading.Event()
+    pool = run_in_hub(lambda: gevent.get_hub().threadpool)
+    run_in_hub(lambda: [pool.spawn(blocked.wait) for _ in range(pool.maxsize)])
+    try:
+        anna = RawClient(guarded, "anna", bearer=ANNA)
+        replace(auth_file, entry("bob", BOB))
+        assert goaway_reason(anna) == b"its token was revoked or has expired"
+    finally:
+        blocked.set()
+
+
+def test_a_token_expires_again_when_the_clock_was_wrong(
+    guarded: TunnelServer, auth_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without a battery: the time comes after the server has started, and it is earlier."""
+    replace(auth_file, entry("anna", ANNA, "expires = 2126-01-31"))
+    eventually(lambda: refusal(guarded, BOB)[0] == 401)
+    clock = "tinytun_gevent.server.auth.time.time"
+    monkeypatch.setattr(clock, lambda: 5e9)  # 2128
+    eventually(lambda: guarded.core.auth._next_expiry == math.inf)
+    monkeypatch.setattr(clock, lambda: 4.8e9)  # 2122
+    eventually(lambda: guarded.core.auth._next_expiry < math.inf)
+    anna = RawClient(guarded, "anna", bearer=ANNA)
+    monkeypatch.setattr(clock, lambda: 5e9)
+    assert goaway_reason(anna) == b"its token was revoked or has expired"
 
 
 def test_what_is_wrong_at_the_start_is_told_and_nothing_starts(

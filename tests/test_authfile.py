@@ -84,6 +84,7 @@ def test_an_empty_file_has_no_tokens() -> None:
         (token(more='expires = "soon"'), r"tokens\[0\]\.expires: not a date"),
         (token(more="expires = 12:00:00"), r"tokens\[0\]\.expires: not a date"),
         (token(more="limits = { tunnels = -1 }"), r"tokens\[0\]\.limits\.tunnels: Expected `int` >= 0"),
+        (token(more="limits = { tunnels = " + "1" * 5000 + " }"), "it is not TOML: Exceeds the limit"),
         (token(more="limits = { bytes = 1 }"), r"tokens\[0\]\.limits: .*unknown field `bytes`"),
         (token(more="each = { tunnels = 1 }"), r"tokens\[0\]\.each"),
         (token() + token("bob"), r"tokens\[1\]\.sha256: the same as of tokens\[0\]"),
@@ -93,6 +94,13 @@ def test_an_empty_file_has_no_tokens() -> None:
 def test_what_is_wrong_is_said_with_its_place(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         parse(text)
+
+
+def test_what_is_wrong_is_not_repeated_at_length() -> None:
+    for more in ('names = ["' + "_" * 9000 + '"]', 'ports = ["' + "_" * 9000 + '"]'):
+        with pytest.raises(UsageError) as caught:
+            parse(token(more=more))
+        assert len(str(caught.value)) < 200
 
 
 @given(st.text(max_size=200))

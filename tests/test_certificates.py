@@ -178,6 +178,27 @@ def test_a_broken_file_is_told_of_once_and_changes_nothing(
     assert not certificates._store.broken
 
 
+def test_what_breaks_again_is_told_of_again(
+    tmp_path: Path, load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(tmp_path, issue("x.test"))
+    certificates = load()
+    key = tmp_path / "site" / "privkey.pem"
+    good = key.read_bytes()
+    with caplog.at_level(logging.WARNING):
+        for times in (1, 2):
+            put(key, good[: len(good) // 2])
+            certificates.load()
+            assert caplog.text.count(f"{key} cannot be used") == times
+            tmp_path.rename(tmp_path.with_name("away"))
+            for _ in range(2):
+                certificates.load()
+            assert caplog.text.count("No such file") == times
+            tmp_path.with_name("away").rename(tmp_path)
+            put(key, good)
+            certificates.load()
+
+
 def test_half_a_renewal_changes_nothing(tmp_path: Path, load: Load) -> None:
     """The new certificate is there, its key is not yet."""
     install(tmp_path, issue("other.test"), "other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,25 @@ def test_what_is_broken_is_told_with_its_path(tmp_path: Path, content: str) -> N
     assert path == str(tmp_path / "bad.pem")
     assert broken[path]
     assert "\n" not in broken[path]
+
+
+@pytest.mark.parametrize("content", ["version", "twice", "names"])
+def test_a_certificate_of_an_unheard_of_kind_is_told_with_its_path(tmp_path: Path, content: str) -> None:
+    """The library has errors without a base in common for these."""
+    certificate = issue("fine.test")
+    install(tmp_path, certificate)
+    der = ssl.PEM_cert_to_DER_cert(certificate.cert_chain_pems[0].bytes().decode())
+    names, usage = bytes.fromhex("0603551d11"), bytes.fromhex("0603551d0f")
+    before, after = {
+        "version": (bytes.fromhex("a003020102"), bytes.fromhex("a003020104")),
+        "twice": (usage, names),
+        "names": (b"\x82\x09fine.test", b"\xa3\x09fine.test"),  # an X.400 address
+    }[content]
+    assert before in der
+    put(tmp_path / "bad.pem", ssl.DER_cert_to_PEM_cert(der.replace(before, after, 1)).encode())
+    pairs, broken = read(tmp_path)
+    assert [pair.names for pair in pairs] == [("fine.test",)]
+    assert list(broken) == [str(tmp_path / "bad.pem")]
 
 
 def test_what_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

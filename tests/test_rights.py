@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import islice
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -120,3 +121,46 @@ def test_whoever_wants_any_is_offered_what_he_may_have() -> None:
         names=Names(), own=Names(["shop"]), ports=Ports(), own_ports=Ports([range(30000, 30001)])
     )
     assert (list(confined.names()), list(confined.ports(range(20000, 60000)))) == (["shop"], [30000])
+
+
+ranges = st.tuples(st.integers(1, 1200), st.integers(0, 600)).map(lambda pair: range(pair[0], sum(pair) + 1))
+
+
+@given(
+    st.lists(st.lists(patterns, max_size=3), max_size=4),
+    st.lists(st.lists(ranges, max_size=3), max_size=4),
+    names,
+    st.integers(1, 1900),
+)
+def test_a_name_is_reserved_for_all_whose_sets_it_is_in(
+    texts: list[list[str]], spans: list[list[range]], name: str, port: int
+) -> None:
+    reservations = Reservations()
+    sets: list[Names | Ports] = [*map(Names, texts), *map(Ports, spans)]
+    for number, held in enumerate(sets):
+        reservations.add(held, str(number))
+    for wanted in (name, port, *(pattern.replace("*", "x") for text in texts for pattern in text)):
+        expected = {str(number) for number, held in enumerate(sets) if wanted in held}
+        assert reservations.holders(wanted) == expected
+
+
+def test_what_others_have_reserved_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tunnels are looked at when somebody's token changes, and nobody is served meanwhile."""
+    reservations = Reservations()
+    for number in range(3000):
+        held = Names([f"n{number}", f"n{number}-*"]), Ports([range(20000 + number, 20001 + number)])
+        for one in held:
+            reservations.add(one, str(number))
+    compared = 0
+    for kind in (Names, Ports):
+        original = kind.__contains__
+
+        def contains(self: object, name: object, original: Any = original) -> bool:
+            nonlocal compared
+            compared += 1
+            return bool(original(self, name))
+
+        monkeypatch.setattr(kind, "__contains__", contains)
+    for name in ("n1234", "n1234-x", 21234, "other"):
+        assert reservations.holders(name) == (set() if name == "other" else {"1234"})
+    assert compared <= 300

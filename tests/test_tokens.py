@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import stat
 import subprocess
@@ -101,6 +103,20 @@ def test_a_mistake_changes_nothing(path: Path, what: str, options: dict[str, str
         command(path, what, **options)
     assert str(path) in str(error.value)
     assert path.read_text() == text
+
+
+def test_a_token_that_could_not_be_shown_is_told_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the file then, which must not be denied."""
+
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stdout", Full())
+    with pytest.raises(UsageError, match=r"could not be shown: No space left.*; revoke anna") as error:
+        command(path, "new", label="anna")
+    assert "nothing was changed" not in str(error.value)
+    assert [entry["label"] for entry in entries(path)] == ["anna"]
 
 
 def test_a_file_that_cannot_be_written_stays_as_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

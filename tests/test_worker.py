@@ -307,4 +307,17 @@ def test_tokens_hold_through_a_reload(service: LocalService, tmp_path: Path) -> 
             server.wait_line("reload failed")
             assert [t["id"] for t in server.tunnels()] == [before["id"]], "the old worker goes on"
         assert token not in server.log()
-        assert "Traceback" not in server.log()
+        assert "greenlet failed" not in server.log(), "what is wrong with the file is said in one line"
+
+
+def test_a_reload_with_a_damaged_token_file_fails_also_without_a_state_directory(tmp_path: Path) -> None:
+    """The new worker has no way to the old one then, and still must not serve nobody in its place."""
+    file = tmp_path / "tokens.toml"
+    file.write_text("# nobody yet\n")
+    with ServerProcess(environ=environment(AUTH_FILE=str(file), STATE_DIR="/dev/null/state")) as server:
+        server.wait_serving()
+        file.write_text("[[tokens]\n")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_line("no worker can serve: AUTH_FILE=.*it is not TOML")
+        server.wait_line("reload failed")
+        assert server.tunnels() == []

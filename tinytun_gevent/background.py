@@ -26,6 +26,7 @@ import gevent
 import gevent.event
 import greenlet
 from gevent import monkey
+from gevent.threadpool import ThreadPool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,9 +53,18 @@ def run_in_hub(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     return _shared_thread().call(lambda: func(*args, **kwargs))
 
 
-def in_a_thread(func: Callable[[], T]) -> T:
-    """Call ``func`` in a thread of this hub, which goes on meanwhile; returns or raises what it does."""
-    outcome: tuple[T, Exception | None] = gevent.get_hub().threadpool.apply(_outcome, (func,))
+def in_a_thread(func: Callable[[], T], *, of_its_own: bool = False) -> T:
+    """Call ``func`` in a thread of this hub, which goes on meanwhile; returns or raises what it does.
+
+    The hub has a few threads. One ``of_its_own`` does not wait until others have done: names that nobody
+    resolves hold theirs for half a minute.
+    """
+    pool = ThreadPool(1) if of_its_own else gevent.get_hub().threadpool
+    try:
+        outcome: tuple[T, Exception | None] = pool.apply(_outcome, (func,))
+    finally:
+        if of_its_own:
+            pool.kill()
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]

@@ -16,6 +16,9 @@ MAX_PATTERN: Final = 63
 TRIES: Final = 256
 """Random names that are tried, of each pattern where there are some: nearly always the first one is free."""
 
+PAGE: Final = 256
+"""Ports that are looked for together: there are 256 pages, so neither are there many nor is much in one."""
+
 _PATTERN: Final = re.compile(r"[a-z0-9*](?:[a-z0-9*-]{0,61}[a-z0-9*])?\Z")
 
 
@@ -27,16 +30,17 @@ def is_pattern(text: str) -> bool:
 class Names:
     """A set of subdomains, given by patterns."""
 
-    __slots__ = ("_exact", "_patterns", "_wild")
+    __slots__ = ("_exact", "_wild", "patterns")
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
         """Raises ``ValueError`` for what :func:`is_pattern` is not true of."""
-        self._patterns = tuple(dict.fromkeys(patterns))
-        wrong = next((text for text in self._patterns if not is_pattern(text)), None)
+        #: In the order in which they were given.
+        self.patterns = tuple(dict.fromkeys(patterns))
+        wrong = next((text for text in self.patterns if not is_pattern(text)), None)
         if wrong is not None:
             raise ValueError(f"{wrong!r} is no subdomain and no pattern of some")
-        self._exact = frozenset(text for text in self._patterns if "*" not in text)
-        wild = [text for text in self._patterns if "*" in text]
+        self._exact = frozenset(text for text in self.patterns if "*" not in text)
+        wild = [text for text in self.patterns if "*" in text]
         # fnmatch's expressions never go back over a name, however many stars there are.
         self._wild = re.compile("|".join(map(fnmatch.translate, wild))) if wild else None
 
@@ -46,15 +50,15 @@ class Names:
         return name in self._exact or (self._wild is not None and self._wild.match(name) is not None)
 
     def __bool__(self) -> bool:
-        return bool(self._patterns)
+        return bool(self.patterns)
 
     def __str__(self) -> str:
-        return ", ".join(self._patterns)
+        return ", ".join(self.patterns)
 
     def offers(self) -> Iterator[str]:
         """Names of the set for somebody who wants any: first those that are given exactly."""
-        yield from (text for text in self._patterns if "*" not in text)
-        for text in self._patterns:
+        yield from (text for text in self.patterns if "*" not in text)
+        for text in self.patterns:
             if "*" in text:
                 for _ in range(TRIES):
                     name = re.sub(r"\*+", lambda _: random_word(), text)
@@ -79,6 +83,10 @@ class Ports:
     def __str__(self) -> str:
         return ", ".join(str(p.start) if len(p) == 1 else f"{p.start}-{p.stop - 1}" for p in self._ranges)
 
+    def pages(self) -> set[int]:
+        """Where in pieces of :data:`PAGE` ports some of them are."""
+        return {page for p in self._ranges if p for page in range(p[0] // PAGE, p[-1] // PAGE + 1)}
+
     def within(self, ports: range) -> list[int]:
         """Those that are in ``ports`` as well."""
         parts = (range(max(p.start, ports.start), min(p.stop, ports.stop)) for p in self._ranges)
@@ -86,16 +94,30 @@ class Ports:
 
 
 class Reservations:
-    """What only some may take, by their ids, and what nobody may."""
+    """What only some may take, by their ids, and what nobody may.
+
+    Thousands have something reserved, and all tunnels are looked at whenever that changes. So only what may
+    fit a name is compared with it: a pattern by what stands before its first star, ports by their page.
+    """
 
     def __init__(self, nobody: Names | None = None) -> None:
         self._nobody = nobody or Names()
-        self._held: list[tuple[Names | Ports, str]] = []
+        self._exact: dict[str, set[str]] = {}
+        self._wild: dict[str, list[tuple[Names, str]]] = {}
+        self._pages: dict[int, list[tuple[Ports, str]]] = {}
 
     def add(self, held: Names | Ports, id: str) -> None:
         """Reserves ``held`` for ``id``, beside whoever has some of it reserved as well."""
-        if held:
-            self._held.append((held, id))
+        if isinstance(held, Ports):
+            for page in held.pages():
+                self._pages.setdefault(page, []).append((held, id))
+            return
+        for pattern in held.patterns:
+            start, star, _ = pattern.partition("*")
+            if star:
+                self._wild.setdefault(start, []).append((Names([pattern]), id))
+            else:
+                self._exact.setdefault(pattern, set()).add(id)
 
     def closed(self, name: str | int) -> bool:
         """Whether nobody may have ``name``."""
@@ -103,7 +125,12 @@ class Reservations:
 
     def holders(self, name: str | int) -> set[str]:
         """For whom ``name`` is reserved; nobody: it is not."""
-        return {id for held, id in self._held if name in held}
+        if isinstance(name, int):
+            return {id for held, id in self._pages.get(name // PAGE, ()) if name in held}
+        found = set(self._exact.get(name, ()))
+        for end in range(len(name) + 1):
+            found.update(id for held, id in self._wild.get(name[:end], ()) if name in held)
+        return found
 
 
 class Rights:

@@ -90,16 +90,19 @@ class Serving:
             serve = partial(_serve, handler)
             self._servers.append(Acceptor(sock, serve, core.workers, config.max_connections, raw=is_raw))
 
-    def start(self, predecessor: Predecessor | None = None) -> None:
+    def start(self, predecessor: Predecessor | None = None, *, strict: bool = False) -> None:
         """Begins to accept connections; does not block.
+
+        ``strict``: raises UsageError where nobody can have access, because another process serves that knows
+        who may; so it is with a ``predecessor``.
 
         The names of the last process wait for their owners, and so do the visitors who ask for them;
         the ports of TCP tunnels are its own where it is still there to pass them on.
         """
         self.core.start()
         problem = self.core.auth.problem
-        if predecessor is not None and problem is not None:
-            raise problem  # the process before goes on, with what it knows
+        if problem is not None and (strict or predecessor is not None):
+            raise problem
         records, ports = (predecessor.records, predecessor.ports) if predecessor else (None, {})
         self._listener.restore(self._leases.start(records), ports)
         self.core.auth.on_change = self._listener.review

@@ -12,6 +12,7 @@ from typing import Final
 
 import gevent
 
+from ..background import in_a_thread
 from ..errors import RefusedError, TryLaterError, UsageError
 from ..rights import Names, Reservations, Rights
 from . import authfile, tokens
@@ -28,6 +29,11 @@ _Signature = tuple[int, int, int, int] | None
 NO_TOKEN: Final = "This server asks for a token"
 WRONG_TOKEN: Final = "The token is not valid here"
 EXPIRED_TOKEN: Final = "The token has expired"
+NOT_READY: Final = "This server does not know its tokens at the moment"
+
+TRY_AGAIN: Final = 5.0
+"""Seconds after which a client comes back to a server that could not read its tokens: somebody repairs that
+by hand."""
 
 
 class Auth:
@@ -53,6 +59,10 @@ class Auth:
         self._reading: gevent.Greenlet[[], None] | None = None
         #: When the next token expires, in seconds since the epoch.
         self._next_expiry = math.inf
+        #: What the wall clock said last: it may be set back.
+        self._wall = time.time()
+        #: Whether it is known who has access. A server that starts with a broken file does not.
+        self.is_ready = self.is_open
         #: What is wrong with the file, if that was found when it was last read.
         self.problem: UsageError | None = None
         #: Called when somebody may do less, or more, than before; must not block.
@@ -64,7 +74,10 @@ class Auth:
         return not self._path
 
     def load(self) -> None:
-        """Reads the file for the first time; blocks on the disk. With a :attr:`problem` nobody has access."""
+        """Reads the file for the first time; blocks on the disk.
+
+        With a :attr:`problem` nobody has access, and whoever asks is to come back.
+        """
         if self._path:
             self._seen = _signature(self._path)
             self._try(lambda: tokens.read(self._config))
@@ -76,14 +89,18 @@ class Auth:
         if self._reading is None and (signature := _signature(self._path)) != self._seen:
             self._seen = signature
             self._reading = gevent.spawn(self._reload)
-        if time.time() > self._next_expiry:
+        wall, before = time.time(), self._wall
+        self._wall = wall
+        if wall > self._next_expiry:
             self._plan_expiry()
             self._changed()
+        elif wall < before:  # what had expired is valid again, and expires again
+            self._plan_expiry()
 
     def _reload(self) -> None:
         try:
-            pool = gevent.get_hub().threadpool  # TOML is read at about a megabyte a second
-            if self._try(lambda: pool.apply(tokens.read, (self._config,))):
+            # TOML is read at about a megabyte a second. Who is shut out is not to wait for other threads.
+            if self._try(lambda: in_a_thread(lambda: tokens.read(self._config), of_its_own=True)):
                 log.info("AUTH_FILE=%s: read again, %d tokens", self._path, len(self._grants))
                 self._changed()
         finally:
@@ -98,7 +115,7 @@ class Auth:
                 "%s%s", error, "; what it said before goes on" if self._grants else "; nobody has access"
             )
             return False
-        self.problem = None
+        self.problem, self.is_ready = None, True
         self._grants = {grant.sha256: grant for grant in grants}
         self._accounts = {grant.account.id: grant for grant in grants}
         self._plan_expiry()
@@ -117,12 +134,16 @@ class Auth:
     # -- asked by the listener ------------------------------------------------
 
     def authenticate(self, token: str | None, ip: str) -> Account:
-        """Who shows ``token``, from the address ``ip``. Raises RefusedError (401) or TryLaterError (429).
+        """Who shows ``token``, from the address ``ip``. Raises RefusedError (401) or TryLaterError (429; 503
+        while nobody can be told from anybody else, which a 401 would make the end of every client).
 
         An address that waits learns nothing of a token that was not let in from there before.
         """
         if self.is_open:
             return self._anybody
+        if not self.is_ready:
+            self._tally.refuse(Refusal.SERVER)
+            raise TryLaterError(NOT_READY, 503, TRY_AGAIN)
         exempt = self._exempt(ip)
         grant = None if token is None else self._find(token)
         known = grant is not None and self._penalties.knows(ip, grant.account.id)

@@ -122,10 +122,10 @@ def parse(
     """
     try:
         file = msgspec.convert(tomllib.loads(text), _File)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"it is not TOML: {error}") from None
     except msgspec.ValidationError as error:
         raise UsageError(_pathfirst(str(error))) from None
+    except (ValueError, RecursionError) as error:  # ValueError: also of a number with thousands of digits
+        raise UsageError(f"it is not TOML: {error}") from None
     reservations = Reservations(nobody)
     grants = [
         _grant(f"tokens[{number}]", entry, reservations, (usual, usual_each))
@@ -167,7 +167,7 @@ def read_names(items: list[Any], path: str) -> Names:
     """Patterns of subdomains. Raises UsageError."""
     for number, item in enumerate(items):
         if not isinstance(item, str) or not is_pattern(item.lower()):
-            raise UsageError(f"{path}[{number}]: {item!r} is no subdomain and no pattern such as app-*")
+            raise UsageError(f"{path}[{number}]: {item!r:.64} is no subdomain and no pattern such as app-*")
     return Names(item.lower() for item in items)
 
 
@@ -178,7 +178,7 @@ def read_ports(items: list[Any], path: str) -> Ports:
         match = _RANGE.match(str(item)) if type(item) in (int, str) else None
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= first <= last <= 65535:
-            raise UsageError(f'{path}[{number}]: {item!r} is no port and no range such as "20000-20099"')
+            raise UsageError(f'{path}[{number}]: {item!r:.64} is no port and no range such as "20000-20099"')
         ranges.append(range(first, last + 1))
     return Ports(ranges)
 

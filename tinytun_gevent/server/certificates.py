@@ -9,7 +9,7 @@ from __future__ import annotations
 import _ssl
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -36,6 +36,10 @@ SOON: Final = 14 * 86400.0
 
 _NAME_UNKNOWN: Final = 112
 """The alert unrecognized_name (RFC 6066 §3)."""
+
+
+_Line = tuple[int, *tuple[str, ...]]
+"""A level, a text and its values, as the log wants them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,10 @@ class Certificates:
         self._directory = Directory(path)
         self._domains = domains
         self._store = Store()
-        self._told: set[tuple[str, ...]] = set()
+        #: What the log has been told and what is still so: of the directory, of its files, and of their ends.
+        self._failure: set[_Line] = set()
+        self._said: set[_Line] = set()
+        self._warned: set[_Line] = set()
         self._greenlet: gevent.Greenlet[[], None] | None = None
         self._renew_tickets(time.monotonic())
 
@@ -125,12 +132,14 @@ class Certificates:
         try:
             store = in_a_thread(lambda: self._read(self._store))
         except OSError as error:
-            self._tell(logging.WARNING, "TLS_DIR=%s: %s", self._path, error.strerror or str(error))
+            line = logging.WARNING, "TLS_DIR=%s: %s", self._path, error.strerror or str(error)
+            self._failure = _say([line], self._failure)
             return
+        self._failure = set()
         if store is not None:
             self._store = store
-            self._announce(store)
-        self._warn_of_ends(time.time())
+            self._said = _say(self._about(store), self._said)
+        self._warned = _say(self._ending(time.time()), self._warned)
 
     def _watch(self) -> None:
         while True:
@@ -161,20 +170,21 @@ class Certificates:
 
     # -- what is said of it ---------------------------------------------------
 
-    def _announce(self, store: Store) -> None:
+    def _about(self, store: Store) -> Iterator[_Line]:
+        """What there is to say of what is there."""
         for path, reason in store.broken.items():
-            self._tell(logging.WARNING, "TLS_DIR: %s cannot be used: %s", path, reason)
+            yield logging.WARNING, "TLS_DIR: %s cannot be used: %s", path, reason
         if not store.loaded:
-            self._tell(logging.WARNING, "TLS_DIR=%s has no certificate with its key", self._path)
+            yield logging.WARNING, "TLS_DIR=%s has no certificate with its key", self._path
         for loaded in store.loaded:
             pair = loaded.pair
             text = "certificate for %s, until %s, from %s"
-            self._tell(logging.INFO, text, pair.title, pair.until, pair.certificate)
+            yield logging.INFO, text, pair.title, pair.until, pair.certificate
         for domain in self._domains:
             if store.loaded and not any(covers(loaded.pair.names, domain) for loaded in store.loaded):
-                self._tell(logging.WARNING, "no certificate in TLS_DIR is for *.%s", domain)
+                yield logging.WARNING, "no certificate in TLS_DIR is for *.%s", domain
 
-    def _warn_of_ends(self, now: float) -> None:
+    def _ending(self, now: float) -> Iterator[_Line]:
         """Of those in use, which end soon."""
         used = {id(loaded): loaded.pair for loaded in self._store.by_name.values()}
         for pair in used.values():
@@ -184,15 +194,16 @@ class Certificates:
                 text = "the certificate in %s expires on %s"
             else:
                 continue
-            self._tell(logging.WARNING, text, pair.certificate, pair.until)
+            yield logging.WARNING, text, pair.certificate, pair.until
 
-    def _tell(self, level: int, text: str, *values: str) -> None:
-        """Logs what was not said before."""
-        if (text, *values) not in self._told:
-            if len(self._told) > 10_000:
-                self._told.clear()
-            self._told.add((text, *values))
-            log.log(level, text, *values)
+
+def _say(lines: Iterable[_Line], said: set[_Line]) -> set[_Line]:
+    """Logs what was not ``said`` before; returns what is said now. What comes again is said again."""
+    now = dict.fromkeys(lines)
+    for line in now:
+        if line not in said:
+            log.log(*line)
+    return set(now)
 
 
 def _arranged(

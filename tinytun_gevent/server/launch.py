@@ -210,6 +210,8 @@ class Application(BaseApplication):  # type: ignore[misc]
         self.overrides = overrides
         #: Set while a worker is being started.
         self.ready: Ready | None = None
+        #: Whether that is to replace one that serves, also if it learns nothing from it.
+        self.reloading = False
         super().__init__()
 
     def load_config(self) -> None:
@@ -239,6 +241,7 @@ class TunnelArbiter(Arbiter):  # type: ignore[misc]
     def spawn_worker(self) -> Any:
         """Forks a worker and waits until it serves."""
         ready = self.app.ready = Ready()
+        self.app.reloading = self._reloading
         pid = super().spawn_worker()  # the child never returns from this
         if not ready.wait(BOOT_TIMEOUT) and self._reloading:
             self._give_up(pid)

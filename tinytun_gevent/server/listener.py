@@ -63,6 +63,8 @@ class Listener:
         self._core = core
         self._entrance = entrance
         self.ports = TcpPorts(core)
+        #: Those that have sessions, also when their clients have said goodbye and their names are gone.
+        self._served: set[Tunnel] = set()
 
     def drain(self) -> None:
         self.ports.drain()
@@ -279,6 +281,7 @@ class Listener:
             raise replaced
         came_back = tunnel.ready or tunnel.leased_until is not None
         self._core.pool_of(tunnel).add(session)
+        self._served.add(tunnel)
         self._core.tally.sessions.add(session)
         self._core.registry.establish(tunnel)
         if self._core.draining:
@@ -322,8 +325,10 @@ class Listener:
             pool.remove(session)
             tunnel.part(session)
             self._core.tally.part(session)
-            if not tunnel.sessions and not self._core.registry.holds(tunnel):
-                self._core.clock.forget(pool)
+            if not tunnel.sessions:
+                self._served.discard(tunnel)
+                if not self._core.registry.holds(tunnel):
+                    self._core.clock.forget(pool)
 
     def _settle(self, tunnel: Tunnel, *, keep: bool = True) -> None:
         """What becomes of a tunnel that may have lost its last session: nothing, while another one serves it.
@@ -343,10 +348,13 @@ class Listener:
             self._core.pool_of(tunnel).expect()
 
     def review(self) -> None:
-        """Ends the tunnels of those who may not have them any more, leased ones too; the others' figures may
-        have changed."""
+        """Ends the tunnels of those who may not have them any more, leased ones too, and those that only
+        finish what they carry; the others' figures may have changed. Does nothing while nobody knows who may.
+        """
+        if not self._core.auth.is_ready:
+            return
         accounts: dict[str, Account] = {}
-        for tunnel in list(self._core.registry.tunnels.values()):
+        for tunnel in {*self._core.registry.tunnels.values(), *self._served}:
             account = self._core.auth.account_of(tunnel.opener)
             if account is None:
                 self._expel(tunnel, NO_ACCESS)

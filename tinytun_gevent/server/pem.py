@@ -33,6 +33,15 @@ MOST_BYTES: Final = 256 * 1024
 
 _KEY: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
 _CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
+_MALFORMED: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What a file with something wrong or unheard-of in it comes to; these have no base of their own."""
+
 _HOST_NAME: Final = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z")
 
 Signature = Mapping[str, tuple[int, ...]]
@@ -178,7 +187,7 @@ def _read(path: str) -> Contents:
             _names(certificate)
     except TypeError:
         contents.problem = "its key has a password"
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _MALFORMED as error:
         contents.problem = str(error).partition("\n")[0][:200] or "it is malformed"
     if contents.problem:
         contents.certificates, contents.keys = [], []

@@ -88,7 +88,11 @@ def _new(path: str, arguments: dict[str, Any]) -> int:
             raise UsageError(f"{entry['label']} has a token already; revoke it first, or use another label")
         change.text = authfile.append(change.text, entry)
         authfile.parse(change.text)
-    print(token, flush=True)
+    try:
+        print(token, flush=True)
+    except OSError as error:
+        reason = f"{error.strerror or error}; revoke {entry['label']}, whose token nobody knows"
+        raise UsageError(f"the token could not be shown: {reason}") from None
     print(
         f"This is the token of {entry['label']}. It is not shown again: {path} has its hash only.\n"
         "A server that runs takes it from now on. Whoever has it says 'tinytun login', once.",

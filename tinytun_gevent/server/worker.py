@@ -68,7 +68,7 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         """Serves; returns when everything has been drained."""
         predecessor = self._take_over()
         try:
-            self._serving.start(predecessor)
+            self._serving.start(predecessor, strict=getattr(self.app, "reloading", False))
         except UsageError as error:  # AUTH_FILE has been edited since the worker before has read it
             log.error("no worker can serve: %s", error)
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
