@@ -12,7 +12,7 @@ import gevent
 import pytest
 from gevent import socket
 from helpers import deadline
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tinytun_gevent.server.channel import HEAD, MAX_MESSAGE, MOST_DESCRIPTORS, Channel
@@ -41,7 +41,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.dictionaries(st.text(max_size=8), json_values, max_size=4), max_size=5))
 def test_messages_come_as_they_went(messages: list[dict[str, Any]]) -> None:
     near, far, _ = connected()

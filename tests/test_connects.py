@@ -7,11 +7,12 @@ import time
 
 import gevent
 import pytest
-from helpers import deadline
+from helpers import deadline, socket_pair
 
 from tinytun_gevent.server import connects as module
 from tinytun_gevent.server.connects import Connects
 from tinytun_gevent.server.tally import Refusal, Tally
+from tinytun_gevent.sockets import PlainEnd, set_reset
 
 PROXY = "192.0.2.99"
 
@@ -58,6 +59,19 @@ def test_no_more_addresses_are_remembered_than_may_be(monkeypatch: pytest.Monkey
         connects.admit(f"192.0.3.{last}")
         assert len(connects) <= 3
     assert connects.admit("192.0.3.0") == 0  # forgotten
+
+
+def test_of_many_who_are_turned_away_one_may_be_gone_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_TOLD", 0)
+    connects, _ = make()
+    one, other = socket_pair()
+    set_reset(other)
+    other.close()
+    end = PlainEnd(one)
+    with deadline():
+        end.wait_readable()
+        connects.turn_away(end, 1)
+    end.close()
 
 
 def test_who_comes_too_often_waits_for_his_turn() -> None:

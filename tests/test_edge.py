@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import socket
 import struct
@@ -30,7 +31,9 @@ from support import (
 )
 
 from tinytun_gevent import TunnelServer
+from tinytun_gevent.errors import SessionClosedError
 from tinytun_gevent.server import edge, watch
+from tinytun_gevent.server.pool import StreamPool
 
 MIB = 1 << 20
 
@@ -791,3 +794,29 @@ def test_stopping_lets_exchanges_finish_and_closes_idle_visitors(
         assert read_rest(busy) == b""
         stopping.join(10)
         assert not stopping.is_alive()
+
+
+def test_a_request_that_cannot_move_after_all_is_counted_no_longer(
+    start_server: StartServer,
+    start_service: StartService,
+    open_tunnel: OpenTunnel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a reload, when its client is not here any more and no descriptor is left to move it with."""
+    server = start_server()
+    open_tunnel(start_service(), "demo", server=server)
+
+    def acquire(self: StreamPool, **options: object) -> None:
+        monkeypatch.setattr(server.core, "successor", object())
+        raise SessionClosedError("it is gone")
+
+    def move(end: object, moved: object) -> bool:
+        raise OSError(errno.EMFILE, "nothing left")
+
+    monkeypatch.setattr(StreamPool, "acquire", acquire)
+    monkeypatch.setattr(server.core, "move", move)
+    with connect(server.proxy_port) as sock:
+        sock.sendall(request())
+        assert sock.recv(1) == b""
+    eventually(lambda: server.core.busy == 0)
+    monkeypatch.setattr(server.core, "successor", None)

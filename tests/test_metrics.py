@@ -6,10 +6,13 @@ import http.client
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from conftest import OpenTunnel, StartService
+from certificates import install, issue
+from conftest import OpenTunnel, StartServer, StartService
 from prometheus_client import REGISTRY, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -126,6 +129,16 @@ def test_certificates_are_shown_where_there_are_any(server: TunnelServer) -> Non
     assert server._serving is not None
     server._serving.sight.certificates = lambda: {"main": 1_900_000_000.0}
     assert read(server)["tinytun_certificate_expiry_seconds"] == {("main",): 1_900_000_000.0}
+
+
+def test_the_certificates_that_are_shown_are_the_server_s(start_server: StartServer, tmp_path: Path) -> None:
+    install(tmp_path, issue("*.localhost", "localhost"))
+    server = start_server(tls_dir=str(tmp_path), proxy_tls_port=0)
+    assert server.core.certificates is not None
+    found = read(server)["tinytun_certificate_expiry_seconds"]
+    assert found == {(name,): end for name, end in server.core.certificates.ends().items()}
+    assert found.keys() == {("*.localhost",), ("localhost",)}
+    assert min(found.values()) > time.time()
 
 
 def test_nothing_is_registered_for_the_whole_process(server: TunnelServer) -> None:

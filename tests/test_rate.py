@@ -120,6 +120,20 @@ def test_who_is_killed_in_the_queue_takes_nothing_with_him() -> None:
     assert time.monotonic() - began < 0.4  # 50 turns would be half a second
 
 
+def test_who_is_killed_in_the_queue_of_the_limit_above_gives_it_nothing() -> None:
+    above = empty(Rate(100_000))
+    own = Rate(10_000_000, above)
+    waiting = gevent.spawn(above.take, 1000)  # somebody is before him
+    gevent.sleep(0)
+    killed = [gevent.spawn(own.take, 1000) for _ in range(20)]
+    gevent.sleep(0)
+    with deadline():
+        gevent.killall(killed)
+        waiting.get()
+    assert own.rests
+    assert not above.take_now(2000)  # 20 turns that nobody had
+
+
 def test_two_limits_hold_at_once() -> None:
     above = empty(Rate(1_000_000))
     seconds, (_, other) = together(Rate(3_000_000, above), Rate(200_000, above))

@@ -81,6 +81,24 @@ def test_buffers_leave_in_order(ends: tuple[TlsEnd, TlsEnd], sizes: list[int]) -
     assert got == whole
 
 
+def test_what_came_behind_a_full_buffer_is_told_of(ends: tuple[TlsEnd, TlsEnd]) -> None:
+    """Where the buffer is full with the last byte of what OpenSSL was fed at once, and more has come."""
+    end, other = ends
+    added = 22  # bytes of each record beside its text (RFC 8446 §5.2)
+    sizes = [16384] * 3
+    sizes.append(tls.PIECE - sum(size + added for size in sizes) - added)
+    view = memoryview(bytearray(sum(sizes)))
+    with deadline():
+        end.sendall(b"!")
+        assert other.recv(1) == b"!"  # no session tickets are on their way any more
+        for size in (*sizes, 100):
+            assert other.send_now(b"x" * size) == size
+        wait_until(lambda: end.unread == tls.PIECE + 100 + added)
+        assert end.recv_now(view) == len(view)
+        end.wait_readable()
+        assert end.recv_now(view) == 100
+
+
 def test_reading_takes_no_more_than_there_is_room_for(ends: tuple[TlsEnd, TlsEnd]) -> None:
     """What is decrypted, or about to be, is no secret: whoever waits is told of it."""
     end, other = ends

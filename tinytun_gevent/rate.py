@@ -86,8 +86,9 @@ class Rate:
             return count
         try:
             granted = self.above.take(count)
-        except BaseException:
-            self.refund(count)
+        except BaseException:  # what is above has taken nothing
+            self._bucket.refund(count)
+            self._serve()
             raise
         if granted < count:
             self._bucket.refund(count - granted)

@@ -176,6 +176,8 @@ class TlsEnd(PlainEnd):
             self._incoming.write(cipher[start : min(start + PIECE, count)])
             if got < len(view):
                 got = self._decrypt(view, got)
+            else:
+                self._held = True
         return got if got or self._over else -1
 
     def recv(self, size: int) -> bytes:

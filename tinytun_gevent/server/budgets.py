@@ -46,6 +46,8 @@ class Budgets:
                     self._refuse_tunnel(account, most)
                 holder.tunnels[tunnel.id] = tunnel
         self._apply(tunnel, account, holder)
+        if holder is not None:
+            holder.offer_room()  # there may be more of it than before
 
     def restore(self, tunnel: Tunnel) -> None:
         """Counts a tunnel that waits for its owner since a restart; figures come with him."""

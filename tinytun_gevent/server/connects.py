@@ -98,7 +98,10 @@ class Connects:
             429, "Your address opens too many connections.", retry_after=seconds, limit="connects"
         )
         if self._told >= MOST_TOLD:
-            end.send_now(failure.answer(b"", close=True))
+            try:
+                end.send_now(failure.answer(b"", close=True))
+            except OSError:
+                pass
             return
         self._told += 1
         try:

@@ -320,13 +320,16 @@ class Visitor:
         """Moves with a request that found no session here, of which nothing has been sent."""
         if self._core.successor is None or exchange.stream is not None or exchange.over:
             return False
-        self.exchange = None
-        if not self._move(head):
-            self.exchange = exchange
-            return False
-        exchange.over = True
-        self._leave(exchange)
-        return True
+        self.exchange, moved = None, False
+        try:
+            moved = self._move(head)
+        finally:
+            if not moved:
+                self.exchange = exchange
+        if moved:
+            exchange.over = True
+            self._leave(exchange)
+        return moved
 
     def _leave(self, exchange: Exchange) -> None:
         """An exchange is no longer carried here."""

@@ -32,8 +32,7 @@ class LoopLag:
         if self._timer is None:
             # Without a reference: a hub that has nothing else to wait for is not kept alive by this.
             self._timer = gevent.get_hub().loop.timer(INTERVAL, INTERVAL, ref=False)
-            self._due = time.monotonic() + INTERVAL
-            self._timer.start(self._look)
+            self._begin()
 
     def stop(self) -> None:
         """Idempotent."""
@@ -46,4 +45,11 @@ class LoopLag:
         late = max(0.0, now - self._due)
         self.lateness.add(late)
         self.worst = max(self.worst, late)
-        self._due = max(self._due + INTERVAL, now)  # as libev goes on
+        self._begin()
+
+    def _begin(self) -> None:
+        """Sets the timer anew, from this very moment: the loop's own idea of the time is as old as its round,
+        and a timer that counts from there would be early ever after, and hide as much of each stall.
+        """
+        self._due = time.monotonic() + INTERVAL
+        self._timer.again(self._look, update=True)

@@ -79,6 +79,10 @@ class Holder:
         #: Those of its tunnels where somebody waits for room, first come first.
         self.hopeful: dict[TunnelBudget, None] = {}
 
+    def offer_room(self) -> None:
+        """Lets those in who wait, at any of its tunnels, as far as there is room. Never blocks."""
+        _offer_room(self.hopeful)
+
 
 class TunnelBudget:
     """What the visitors of one tunnel may use: its own limits, and those of its account."""
@@ -116,7 +120,7 @@ class TunnelBudget:
     def change(self, each: Limits) -> None:
         """Goes on with other figures of its own; the account's are in the same object as before."""
         self._own.change(each, self._holder.scope.rate if self._holder else None)
-        self._offer_room()
+        _offer_room(self._hopeful)
 
     # -- HTTP -----------------------------------------------------------------
 
@@ -162,7 +166,7 @@ class TunnelBudget:
         for scope in self._scopes:
             scope.visitors -= 1
         if self._hopeful:
-            self._offer_room()
+            _offer_room(self._hopeful)
 
     def is_shut(self, reopen: Callable[[], None]) -> bool:
         """Whether no visitor may be accepted now; then ``reopen`` is called once when one may."""
@@ -199,12 +203,6 @@ class TunnelBudget:
         self._tally.refuse(Refusal.VISITORS)
         return False
 
-    def _offer_room(self) -> None:
-        """Lets those in who wait, here or at the account's other tunnels, as far as there is room."""
-        for budget in list(self._hopeful):
-            del self._hopeful[budget]
-            budget._let_in()
-
     def _let_in(self) -> None:
         while self._queue and not self.full:
             self.enter()
@@ -222,3 +220,10 @@ class TunnelBudget:
         if now - self._said.get(limit, -math.inf) >= SAY_AGAIN:
             self._said[limit] = now
             log.info("tunnel %s has reached a limit: %s", self._tunnel.name, limit.name.lower())
+
+
+def _offer_room(hopeful: dict[TunnelBudget, None]) -> None:
+    """Lets those in who wait at one of these tunnels, as far as there is room."""
+    for budget in list(hopeful):
+        del hopeful[budget]
+        budget._let_in()
