@@ -38,7 +38,7 @@ from websockets.sync.client import connect as connect_websocket
 from tinytun_gevent import Tunnel, TunnelServer
 from tinytun_gevent.client.dial import HopelessError
 from tinytun_gevent.errors import RefusedError
-from tinytun_gevent.server import certificates, entrance
+from tinytun_gevent.server import certificates, connects, entrance
 from tinytun_gevent.server.tally import Refusal
 
 TlsServer = Callable[..., TunnelServer]
@@ -293,14 +293,21 @@ def test_limits_of_bytes_hold_and_lose_nothing(tls_server: TlsServer, start_serv
 
 def test_visitors_who_connect_too_often_are_let_in_no_more(tls_server: TlsServer) -> None:
     server = tls_server(connect_rate=1, connect_burst=2)
-    outcomes = []
+    answers = []
     for _ in range(4):
-        try:
-            visit(server.proxy_tls_port).close()
-            outcomes.append(True)
-        except OSError:
-            outcomes.append(False)
-    assert outcomes == [True, True, False, False]
+        with visit(server.proxy_tls_port) as visitor:
+            visitor.sendall(b"GET / HTTP/1.1\r\nHost: none.localhost\r\nConnection: close\r\n\r\n")
+            answers.append(b"".join(iter(lambda: visitor.recv(65536), b"")))  # read at once
+    assert [answer[9:12] for answer in answers] == [b"404", b"404", b"429", b"429"]
+    assert b"\r\nX-Tinytun-Limit: connects\r\n" in answers[-1]
+
+
+def test_in_a_flood_they_are_not_told(tls_server: TlsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connects, "MOST_TOLD", 0)
+    server = tls_server(connect_rate=1, connect_burst=1)
+    visit(server.proxy_tls_port).close()
+    with pytest.raises(OSError):  # a reset, or an end within the handshake
+        visit(server.proxy_tls_port)
 
 
 def test_websockets_over_tls(tls_server: TlsServer, open_tunnel: OpenTunnel) -> None:

@@ -89,6 +89,11 @@ class Connects:
                 self._held -= 1
         return True
 
+    @property
+    def tells(self) -> bool:
+        """Whether one more can be told properly that he is one too many."""
+        return self._told < MOST_TOLD
+
     def turn_away(self, end: End, seconds: int) -> None:
         """Answers a visitor whom :meth:`admit` has told to come again in so many seconds. Blocks briefly.
 
@@ -97,7 +102,7 @@ class Connects:
         failure = Failure(
             429, "Your address opens too many connections.", retry_after=seconds, limit="connects"
         )
-        if self._told >= MOST_TOLD:
+        if not self.tells:
             try:
                 end.send_now(failure.answer(b"", close=True))
             except OSError:

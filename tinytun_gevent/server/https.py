@@ -51,8 +51,9 @@ class HttpsPort:
     def handle(self, sock: Socket, address: Address) -> None:
         """Serves one visitor's connection until it ends; closes the socket. Blocks."""
         connects = self._core.connects
-        if connects is not None and connects.admit(plain(address)[0]):
-            return  # an answer would have to be encrypted first, which is what costs
+        wait = connects.admit(plain(address)[0]) if connects is not None else 0
+        if connects is not None and wait and not connects.tells:
+            return  # in a flood: an answer would have to be encrypted first, which is what costs
         shaking = Shaking(end_of(sock), self._core.config.handshake_timeout)
         self._core.clock.watch(shaking)
         self._arriving.add(shaking)
@@ -76,7 +77,10 @@ class HttpsPort:
             self._arrived.set()
             if shaking.tls is None:
                 shaking.end.close()
-        if shaking.tls is not None:
+        if shaking.tls is not None and connects is not None and wait:
+            connects.turn_away(shaking.tls, wait)
+            shaking.tls.close()
+        elif shaking.tls is not None:
             known = Moved(None, address, port, b"", proto="https")
             PROTOCOLS[shaking.tls.protocol](self._edge, shaking.tls, known)
 
