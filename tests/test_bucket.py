@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinytun_gevent.bucket import Bucket
+from tinytun_gevent.bucket import ROUNDING, Bucket
 
 RATES = st.floats(0.1, 1e9)
 COUNTS = st.floats(0, 1)
@@ -81,7 +81,7 @@ def test_never_more_than_the_rate_and_one_burst(
         for at, count in taken[first:]:
             total += count
             most = rate * (at - taken[first][0]) + burst
-            assert total <= most * (1 + 1e-6) + rate * 1e-6
+            assert total <= most * (1 + 1e-6) + rate * 2 * ROUNDING
 
 
 @settings(max_examples=100, deadline=None)
@@ -95,3 +95,34 @@ def test_nothing_that_is_allowed_is_withheld(rate: float, pauses: list[float]) -
         assert wait == pytest.approx(1.0, rel=1e-3)
         now += wait * (1 + 1e-12) + 1e-9
         assert bucket.take(now, rate)
+
+
+def test_so_many_at_once_and_so_many_a_second() -> None:
+    bucket = Bucket(33, 200)
+    assert sum(bucket.take(1000.0) for _ in range(1000)) == 200
+    assert sum(bucket.take(1000.0 + 1) for _ in range(1000)) == 33
+    assert sum(bucket.take(1000.0 + 2) for _ in range(1000)) == 33
+    assert sum(bucket.take(1000.0 + 1000) for _ in range(1000)) == 200
+
+
+def test_what_is_refused_is_not_charged() -> None:
+    bucket = Bucket(1, 10)
+    assert not bucket.take(1000.0, 11)
+    assert bucket.take(1000.0, 10)
+
+
+@given(
+    st.integers(1, 40),
+    st.sampled_from([1, 2, 8, 64]),
+    st.lists(st.tuples(st.integers(0, 640), st.integers(1, 60)), max_size=12),
+)
+def test_it_is_the_bucket_of_the_textbook(burst: int, rate: int, asked: list[tuple[int, int]]) -> None:
+    """Times are 64ths of a second, which floating point has exactly."""
+    bucket, now, tokens = Bucket(rate, burst), 1000.0, float(burst)
+    for pause, count in asked:
+        now += pause / 64
+        tokens = min(burst, tokens + pause / 64 * rate)
+        for _ in range(count):
+            granted = bucket.take(now)
+            assert granted == (tokens >= 1)
+            tokens -= granted

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tinytun_gevent import guard
 from tinytun_gevent.errors import PeerProtocolError
-from tinytun_gevent.guard import ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, MOMENT, Allowance, Guard, is_rapid
+from tinytun_gevent.guard import ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, MOMENT, Guard, is_rapid
 
 NOW = 1_000_000.0
 """A machine that has been up for eleven days: floating point has fewer digits left for a moment there."""
@@ -30,40 +30,6 @@ def count_until_refused(charge: Callable[[], object]) -> int:
         charge_on()
     assert caught.value.code == ENHANCE_YOUR_CALM
     return count
-
-
-# -- the bucket ---------------------------------------------------------------
-
-
-def test_so_many_at_once_and_so_many_a_second() -> None:
-    allowance = Allowance(200, 33)
-    assert sum(allowance.take(NOW) for _ in range(1000)) == 200
-    assert sum(allowance.take(NOW + 1) for _ in range(1000)) == 33
-    assert sum(allowance.take(NOW + 2) for _ in range(1000)) == 33
-    assert sum(allowance.take(NOW + 1000) for _ in range(1000)) == 200
-
-
-def test_what_is_refused_is_not_charged() -> None:
-    allowance = Allowance(10, 1)
-    assert not allowance.take(NOW, 11)
-    assert allowance.take(NOW, 10)
-
-
-@given(
-    st.integers(1, 40),
-    st.sampled_from([1, 2, 8, 64]),
-    st.lists(st.tuples(st.integers(0, 640), st.integers(1, 60)), max_size=12),
-)
-def test_it_is_the_bucket_of_the_textbook(burst: int, rate: int, asked: list[tuple[int, int]]) -> None:
-    """Times are 64ths of a second, which floating point has exactly."""
-    allowance, now, tokens = Allowance(burst, rate), NOW, float(burst)
-    for pause, count in asked:
-        now += pause / 64
-        tokens = min(burst, tokens + pause / 64 * rate)
-        for _ in range(count):
-            granted = allowance.take(now)
-            assert granted == (tokens >= 1)
-            tokens -= granted
 
 
 # -- what is counted ----------------------------------------------------------

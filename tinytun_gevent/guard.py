@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tinytun_gevent.bucket import Bucket
 from tinytun_gevent.errors import PeerProtocolError
 
 FLOW_CONTROL_ERROR: Final = 3
@@ -59,28 +60,6 @@ STRAY_BYTES: Final = 64 * 1024 * 1024
 """DATA that is under way at most when its streams are reset: more than the buffers of a connection hold."""
 
 
-class Allowance:
-    """So many at once, and so many a second after them: a bucket of tokens.
-
-    It keeps the time at which the bucket will be full again, so there is nothing to refill.
-    """
-
-    __slots__ = ("_full_at", "_span", "_step")
-
-    def __init__(self, burst: int, rate: float) -> None:
-        self._step = 1.0 / rate
-        self._span = (burst + 0.001) / rate  # a bit of a token for what floating point loses
-        self._full_at = 0.0
-
-    def take(self, now: float, count: int = 1) -> bool:
-        """Whether ``count`` more are allowed; charges them only then."""
-        full_at = max(self._full_at, now) + count * self._step
-        if full_at - now > self._span:
-            return False
-        self._full_at = full_at
-        return True
-
-
 class Guard:
     """Counts what the peer of one session sends.
 
@@ -106,11 +85,11 @@ class Guard:
     )
 
     def __init__(self, now: float) -> None:
-        self._resets = Allowance(*RESETS)
-        self._settings = Allowance(*SETTINGS)
-        self._empty = Allowance(*EMPTY_DATA)
-        self._headers = Allowance(*HEADERS)
-        self._idle = Allowance(*IDLE)
+        self._resets = bucket_of(RESETS)
+        self._settings = bucket_of(SETTINGS)
+        self._empty = bucket_of(EMPTY_DATA)
+        self._headers = bucket_of(HEADERS)
+        self._idle = bucket_of(IDLE)
         self._block_bytes = 0
         self._block_frames = 0
         #: Header blocks that the streams opened until now may still have.
@@ -231,3 +210,9 @@ def is_rapid(now: float, accepted_at: float, moved: int) -> bool:
 
 def _flood(what: str) -> PeerProtocolError:
     return PeerProtocolError(f"the peer sent too many {what}", ENHANCE_YOUR_CALM)
+
+
+def bucket_of(limit: tuple[int, int]) -> Bucket:
+    """What allows so many at once, and so many a second after them."""
+    burst, rate = limit
+    return Bucket(rate, burst)

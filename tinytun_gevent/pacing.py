@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import gevent
 
-from tinytun_gevent.guard import MOMENT, RESETS, Allowance, is_rapid
+from tinytun_gevent.guard import MOMENT, RESETS, bucket_of, is_rapid
 from tinytun_gevent.stream import Stream
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Pacing:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._allowance = Allowance(*PACE)
+        self._allowance = bucket_of(PACE)
         #: Streams that are over for everybody here, with the code for the peer, the oldest first.
         self._held: dict[Stream, int] = {}
         self._running = False

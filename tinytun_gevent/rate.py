@@ -70,7 +70,7 @@ class Rate:
 
     def take_now(self, count: int) -> bool:
         """Whether ``count`` bytes may be moved without waiting for a turn; they are charged then."""
-        if self._waiting or count > self._bucket.burst or not self._bucket.take(time.monotonic(), count):
+        if self._waiting or not self._bucket.take(time.monotonic(), count):
             return False
         if self.above is None or self.above.take_now(count):
             return True
