@@ -104,6 +104,7 @@ print("gevent" in sys.modules, sorted(m for m in sys.modules if m.startswith("ti
     )
     expected = [
         "errors",
+        "files",
         "lines",
         "names",
         "rights",

@@ -460,14 +460,14 @@ def test_the_file_follows_what_comes_and_goes(
         eventually(lambda: names() == ["other"])
 
 
-def test_a_full_disk_stops_no_traffic_and_is_told_once(
+def test_a_disk_that_takes_nothing_stops_no_traffic_and_is_told_of_once(
     start_server: StartServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("tinytun_gevent.server.leases.PAUSE", 0.01)
-    (tmp_path / "leases.new").symlink_to("/dev/full")
+    (tmp_path / "leases.json.new").mkdir()  # nothing can be written there
     server = start_server(state_dir=str(tmp_path))
     with RawClient(server, resume=b"") as client, RawClient(server, "other", resume=b""):
         eventually(lambda: "cannot be written" in caplog.text)
@@ -475,7 +475,7 @@ def test_a_full_disk_stops_no_traffic_and_is_told_once(
         served.start()
         assert get(server.proxy_port).body == b"ok"
         served.join()
-        (tmp_path / "leases.new").unlink()
+        (tmp_path / "leases.json.new").rmdir()
         eventually(lambda: "can be written again" in caplog.text)
         assert len(json.loads((tmp_path / "leases.json").read_bytes())["names"]) == 2
     assert caplog.text.count("cannot be written") == 1

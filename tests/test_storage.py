@@ -64,7 +64,7 @@ def test_leases_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write_leases([APP])
-    (tmp_path / "leases.new").symlink_to("/dev/full")
+    (tmp_path / "leases.json.new").symlink_to("/dev/full")
     with pytest.raises(OSError):
         storage.write_leases([APP, PORT])
     assert Storage(str(tmp_path)).read_leases() == [APP]

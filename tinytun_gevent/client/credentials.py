@@ -9,13 +9,13 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from typing import Final
 
+from .. import files
 from ..errors import UsageError
 from ..wire.handshake import MAX_TOKEN, is_token
 
@@ -152,21 +152,12 @@ class Logins:
 
     def _save(self, tokens: dict[str, str]) -> None:
         """All at once or not at all; without tokens there is no file."""
-        draft = f"{self.path}.{secrets.token_hex(8)}"
         try:
-            if not tokens:
+            if tokens:
+                files.replace(self.path, json.dumps({"tokens": tokens}, indent=1).encode())
+            else:
                 os.unlink(self.path)
-                return
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "w", encoding="ascii") as stream:
-                json.dump({"tokens": tokens}, stream, indent=1)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(draft, self.path)
-            _flush_directory(os.path.dirname(self.path))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(draft)
             raise UsageError(f"{self.path}: {error.strerror or error}") from None
 
 
@@ -195,16 +186,6 @@ def must_hide(host: str) -> bool:
         return not ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return True
-
-
-def _flush_directory(path: str) -> None:
-    """Makes a new name in it last through a loss of power, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _read_token(path: str) -> str:

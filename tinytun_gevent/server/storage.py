@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from .. import files
 from ..registry import Record
 from ..wire.handshake import Kind
 
@@ -72,7 +73,7 @@ class Storage:
     def write_leases(self, records: Iterable[Record]) -> None:
         """Replaces the names that are kept, all at once or not at all. Blocks; raises ``OSError``."""
         if self._path is not None:
-            _replace(self._path / "leases.json", build_leases(records))
+            files.replace(self._path / "leases.json", build_leases(records))
 
     def _load_secret(self, file: Path) -> bytes:
         """This directory's secret, made at its first use."""
@@ -84,7 +85,7 @@ class Storage:
         except FileNotFoundError:
             pass
         secret = secrets.token_bytes(SECRET_BYTES)
-        _replace(file, secret)
+        files.replace(file, secret)
         return secret
 
 
@@ -114,17 +115,6 @@ def _record(fields: dict[str, Any]) -> Record:
     if type(record.name) is not wanted or not _ID.match(record.id) or not isinstance(record.opener, str):
         raise ValueError("it has a name that makes no sense")
     return record
-
-
-def _replace(file: Path, data: bytes) -> None:
-    """Writes a file that nobody ever sees half written."""
-    draft = file.with_suffix(".new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(descriptor)
-    os.replace(draft, file)
 
 
 def _put_aside(file: Path) -> None:

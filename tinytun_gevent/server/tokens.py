@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
+from .. import files
 from ..errors import UsageError
 from ..rights import Names
 from . import authfile
@@ -218,7 +217,7 @@ def _changing(path: str, *, make: bool = True) -> Iterator[_Change]:
         before = change.text
         yield change
         if change.text != before:
-            _replace(path, change.text.encode(), os.fstat(descriptor))
+            files.replace(path, change.text.encode(), os.fstat(descriptor))
     finally:
         os.close(descriptor)
 
@@ -238,25 +237,3 @@ def _locked(path: str, make: bool) -> int:
             return descriptor
         os.close(descriptor)  # somebody has replaced it while we waited
 
-
-def _replace(path: str, data: bytes, like: os.stat_result) -> None:
-    """Puts a file in the place of another, with its owner and mode. Nobody sees half of it."""
-    descriptor, draft = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tokens-")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            if hasattr(os, "fchown"):
-                if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
-                    os.fchown(descriptor, like.st_uid, like.st_gid)
-                os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
-            os.fsync(descriptor)
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
-    directory = os.open(os.path.dirname(path), os.O_RDONLY)
-    try:
-        os.fsync(directory)  # or a token that was revoked could be back when the power is
-    finally:
-        os.close(directory)
