@@ -18,6 +18,7 @@ from typing import Final
 from .. import files
 from ..errors import UsageError
 from ..wire.handshake import MAX_TOKEN, is_token
+from .places import place
 
 if sys.platform != "win32":
     import fcntl
@@ -39,16 +40,7 @@ PLAIN: Final = (
 
 def config_directory(environ: Mapping[str, str], platform: str = sys.platform) -> str | None:
     """Where the user's settings are kept; None where the environment does not tell."""
-    home = environ.get("HOME", "")
-    if platform == "win32":
-        base = environ.get("APPDATA", "")
-    elif platform == "darwin":
-        base = home and os.path.join(home, "Library", "Application Support")
-    else:
-        base = environ.get("XDG_CONFIG_HOME", "")
-        if not os.path.isabs(base):  # the XDG specification: a relative path is ignored
-            base = home and os.path.join(home, ".config")
-    return os.path.join(base, "tinytun") if os.path.isabs(base) else None
+    return place(environ, "XDG_CONFIG_HOME", ".config", "APPDATA", platform)
 
 
 def choose_token(

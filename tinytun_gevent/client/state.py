@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from ..wire.handshake import is_resume_token
+from .places import place
 
 log = logging.getLogger(__name__)
 
@@ -67,18 +68,9 @@ else:
 
 def state_directory(environ: Mapping[str, str], platform: str = sys.platform) -> str | None:
     """Where clients keep such files; None where the environment does not tell where the user's things are."""
-    given, home = environ.get(DIRECTORY_VARIABLE), environ.get("HOME", "")
-    if given:
+    if given := environ.get(DIRECTORY_VARIABLE):
         return os.path.abspath(given)
-    if platform == "win32":
-        base = environ.get("LOCALAPPDATA", "")
-    elif platform == "darwin":
-        base = home and os.path.join(home, "Library", "Application Support")
-    else:
-        base = environ.get("XDG_STATE_HOME", "")
-        if not os.path.isabs(base):  # the XDG specification: a relative path is ignored
-            base = home and os.path.join(home, ".local", "state")
-    return os.path.join(base, "tinytun") if os.path.isabs(base) else None
+    return place(environ, "XDG_STATE_HOME", os.path.join(".local", "state"), "LOCALAPPDATA", platform)
 
 
 class Claim:

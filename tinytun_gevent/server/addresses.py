@@ -68,6 +68,11 @@ def is_loopback(host: str) -> bool:
     return ip_address(host).is_loopback if is_ip(host) else host == "localhost"
 
 
+def local(bind: str) -> str:
+    """Where a program on this machine reaches what listens on the address ``bind``."""
+    return "127.0.0.1" if bind in (EVERYWHERE, "0.0.0.0") else bind  # nosec B104 # read, not bound
+
+
 def bracketed(host: str) -> str:
     """``host`` as it stands in a URL or Host field: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host

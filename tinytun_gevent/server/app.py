@@ -24,8 +24,8 @@ from ..registry import Record, Registry
 from . import tokens
 from .accepting import Acceptor
 from .accesslog import AccessLog
-from .addresses import bracketed, listen_all, plain
-from .config import ServerConfig, server_url
+from .addresses import listen_all, plain
+from .config import ServerConfig, metadata_url, server_url
 from .core import ServerCore
 from .edge import Edge
 from .entrance import Entrance
@@ -307,10 +307,7 @@ class TunnelServer:
     @property
     def metadata_url(self) -> str:
         """Where the metadata API is reached on this machine, without a trailing slash."""
-        host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(  # nosec B104 # read, not bound
-            self.config.metadata_bind, self.config.metadata_bind
-        )
-        return f"http://{bracketed(host)}:{self.metadata_port}"
+        return metadata_url(self.config)
 
     def url_of(self, name: str) -> str:
         """The public URL of the HTTP tunnel ``name``."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 from ..errors import UsageError
 from . import settings
 from .account import Limits
-from .addresses import Network, Networks, bracketed, is_loopback
+from .addresses import Network, Networks, bracketed, is_loopback, local
 from .settings import Form, PeerAddress, fill_url
 
 HIGHEST_COUNT: Final = 1_000_000
@@ -386,9 +386,13 @@ def variables() -> tuple[Variable, ...]:
 
 def server_url(config: ServerConfig) -> str:
     """What a client on this machine gives as ``--server``: never an all-addresses address."""
-    host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(config.bind, config.bind)  # nosec B104 # read, not bound
     scheme = "https" if config.tls_required else "http"
-    return f"{scheme}://{bracketed(host)}:{config.connection_port}"
+    return f"{scheme}://{bracketed(local(config.bind))}:{config.connection_port}"
+
+
+def metadata_url(config: ServerConfig) -> str:
+    """Where the metadata API is reached on this machine, without a trailing slash."""
+    return f"http://{bracketed(local(config.metadata_bind))}:{config.metadata_port}"
 
 
 def _checked(metadata: Mapping[str, Any], given: Any) -> Any:

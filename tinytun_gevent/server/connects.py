@@ -12,6 +12,7 @@ import gevent
 
 from tinytun_gevent.bucket import Bucket
 from tinytun_gevent.server.addresses import network_of
+from tinytun_gevent.server.logs import Seldom
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.tally import Refusal, Tally
 from tinytun_gevent.sockets import End
@@ -56,7 +57,7 @@ class Connects:
         self._buckets: dict[str | int, Bucket] = {}
         self._held = 0
         self._told = 0
-        self._said = -math.inf
+        self._log = Seldom(SAY_AGAIN)
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -132,9 +133,7 @@ class Connects:
 
     def _refuse(self) -> None:
         self._tally.refuse(Refusal.CONNECTS)
-        now = time.monotonic()
-        if now - self._said >= SAY_AGAIN:
-            self._said = now
+        if self._log.due():
             log.info("an address of visitors has reached a limit: connects")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 import traceback
 from collections.abc import Iterator
@@ -108,6 +109,22 @@ class JsonFormatter(logging.Formatter):
 def formatter(log_format: str) -> logging.Formatter:
     """What LOG_FORMAT means."""
     return JsonFormatter() if log_format == "json" else TextFormatter()
+
+
+class Seldom:
+    """Lets lines of a kind into the log once in so many seconds, however often strangers cause them."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._said: dict[object, float] = {}
+
+    def due(self, kind: object = None) -> bool:
+        """Whether a line may be written now; it counts as written then. There are a few kinds only."""
+        now = time.monotonic()
+        if now - self._said.get(kind, -math.inf) < self._seconds:
+            return False
+        self._said[kind] = now
+        return True
 
 
 def configure(level: str, log_format: str = "text") -> None:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from ..errors import UnreachableError, UsageError
-from .addresses import bracketed
-from .config import ServerConfig
+from .config import ServerConfig, metadata_url
 from .logs import visible
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def run(config: ServerConfig, url: str | None, as_json: bool) -> int:
     ``url`` is its metadata API, by default the one that ``config`` has. Raises UsageError, UnreachableError
     if nothing that makes sense comes from there.
     """
-    where = url or default_url(config)
+    where = url or metadata_url(config)
     status = fetch(where)
     try:
         _show(status, as_json)
@@ -57,12 +56,6 @@ def _show(status: Mapping[str, Any], as_json: bool) -> None:
         Console().print(*_for_a_terminal(status), sep="\n")
     else:
         print(plain(status), flush=True)
-
-
-def default_url(config: ServerConfig) -> str:
-    """Where a server on this machine with this configuration answers."""
-    host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(config.metadata_bind, config.metadata_bind)  # nosec B104 # read, not bound
-    return f"http://{bracketed(host)}:{config.metadata_port}"
 
 
 def fetch(url: str) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
 from typing import Final
 
+from tinytun_gevent.server.logs import Seldom
 from tinytun_gevent.server.tally import Refusal, Tally
 
 log = logging.getLogger(__name__)
@@ -24,18 +23,16 @@ class Strangers:
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
-        #: By port: when it was last in the log (monotonic seconds), and how many were refused since.
-        self._said: dict[str, float] = {}
+        self._log = Seldom(SAY_AGAIN)
+        #: How many were refused since the last line, by port.
         self._unsaid: dict[str, int] = {}
 
     def refuse(self, ip: str, port: str) -> None:
         """Counts one from the address ``ip``. ``port`` is a word for the port, one of a few of our own."""
         self._tally.refuse(Refusal.PROXY_HEADER)
-        now = time.monotonic()
-        if now - self._said.get(port, -math.inf) < SAY_AGAIN:
+        if not self._log.due(port):
             self._unsaid[port] = self._unsaid.get(port, 0) + 1
             return
-        self._said[port] = now
         others = self._unsaid.pop(port, 0)
         more = f", and {others} more before" if others else ""
         log.info("refused %s as a proxy on the %s port: not in TRUSTED_PROXIES%s", ip, port, more)

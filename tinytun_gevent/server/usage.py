@@ -18,6 +18,7 @@ from tinytun_gevent.bucket import Bucket
 from tinytun_gevent.rate import Rate
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.server.account import Limits
+from tinytun_gevent.server.logs import Seldom
 from tinytun_gevent.server.pages import Failure
 from tinytun_gevent.server.tally import Refusal, Tally
 
@@ -87,7 +88,7 @@ class Holder:
 class TunnelBudget:
     """What the visitors of one tunnel may use: its own limits, and those of its account."""
 
-    __slots__ = ("_doors", "_holder", "_hopeful", "_own", "_queue", "_said", "_scopes", "_tally", "_tunnel")
+    __slots__ = ("_doors", "_holder", "_hopeful", "_log", "_own", "_queue", "_scopes", "_tally", "_tunnel")
 
     def __init__(self, tunnel: Tunnel, holder: Holder | None, each: Limits, tally: Tally) -> None:
         self._tunnel = tunnel
@@ -99,8 +100,7 @@ class TunnelBudget:
         #: Connections that were accepted and wait for room, and who pauses accepting until there is some.
         self._queue: deque[Event] = deque()
         self._doors: dict[Callable[[], None], None] = {}
-        #: When the log has last heard of a limit.
-        self._said: dict[Refusal, float] = {}
+        self._log = Seldom(SAY_AGAIN)
 
     @property
     def rate(self) -> Rate | None:
@@ -216,9 +216,7 @@ class TunnelBudget:
 
     def _note(self, limit: Refusal) -> None:
         """Logs that a limit was reached, once in a while."""
-        now = time.monotonic()
-        if now - self._said.get(limit, -math.inf) >= SAY_AGAIN:
-            self._said[limit] = now
+        if self._log.due(limit):
             log.info("tunnel %s has reached a limit: %s", self._tunnel.name, limit.name.lower())
 
 
