@@ -22,6 +22,7 @@ from tinytun_gevent.server.config import ServerConfig
 from tinytun_gevent.server.core import ServerCore
 from tinytun_gevent.server.entrance import Entrance
 from tinytun_gevent.server.listener import Listener
+from tinytun_gevent.server.tunnels import Tunnels
 from tinytun_gevent.session import Session
 from tinytun_gevent.wire.http2 import PREFACE
 
@@ -395,7 +396,7 @@ def test_a_connection_that_is_cut_off_takes_its_session_along() -> None:
     """As a server does at its end with those that are left."""
     core = ServerCore(ServerConfig())
     ours, theirs = socket_pair()
-    serving = gevent.spawn(Listener(core, Entrance(core)).handle, ours, ("127.0.0.1", 1))
+    serving = gevent.spawn(Listener(core, Entrance(core), Tunnels(core)).handle, ours, ("127.0.0.1", 1))
     theirs.sendall(b"CONNECT localhost:1 HTTP/1.1\r\nx-tinytun-subdomain: demo\r\n\r\n")
     head = b""
     while not head.endswith(b"\r\n\r\n"):

@@ -17,7 +17,7 @@ from support import Response, answering, connect, echo, eventually, read_respons
 from test_entrance import visit as visit_by_tls
 
 from tinytun_gevent import TunnelServer
-from tinytun_gevent.server import strangers
+from tinytun_gevent.server import logs, strangers
 from tinytun_gevent.server.strangers import Strangers
 from tinytun_gevent.server.tally import Refusal, Tally
 
@@ -340,7 +340,7 @@ def test_the_next_line_says_how_many_there_were(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moments = iter((1000.0, 1000.5, 1009.9, 1010.0, 1015.0, 1020.0, 1030.0))
-    monkeypatch.setattr(strangers, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     tally = Tally()
     guard = Strangers(tally)
     with caplog.at_level(logging.INFO, "tinytun_gevent"):

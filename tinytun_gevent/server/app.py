@@ -36,6 +36,7 @@ from .listener import Listener
 from .metadata import MetadataApp
 from .sight import Sight
 from .tcp import TcpFront
+from .tunnels import Tunnels
 
 if TYPE_CHECKING:
     from .metadata_host import MetadataHost
@@ -62,12 +63,13 @@ class Serving:
         self.config = config.with_ports(ports)
         self.core = core = ServerCore(self.config)
         entrance = Entrance(core)
-        listener, edge, tcp = Listener(core, entrance), Edge(core), TcpFront(core)
+        tunnels = self._tunnels = Tunnels(core)
+        listener, edge, tcp = Listener(core, entrance, tunnels), Edge(core), TcpFront(core)
         core.fronts = [listener, edge, tcp]
-        self._listener, self._edge, self._tcp = listener, edge, tcp
+        self._edge, self._tcp = edge, tcp
         self._https = HttpsPort(core, entrance, edge)
         self._following: gevent.Greenlet[[Predecessor], None] | None = None
-        self._leases = Leases(core.registry, core.storage, listener.release)
+        self._leases = Leases(core.registry, core.storage, tunnels.release)
         self._access_log = AccessLog(config.access_log) if config.access_log else None
         #: What the operator sees.
         self.sight = Sight(core, self._connections, self._accepts)
@@ -104,9 +106,9 @@ class Serving:
         if problem is not None and (strict or predecessor is not None):
             raise problem
         records, ports = (predecessor.records, predecessor.ports) if predecessor else (None, {})
-        self._listener.restore(self._leases.start(records), ports)
-        self.core.auth.on_change = self._listener.review
-        self._listener.review()
+        self._tunnels.restore(self._leases.start(records), ports)
+        self.core.auth.on_change = self._tunnels.review
+        self._tunnels.review()
         self.core.clock.watch(self._leases)
         self.sight.lag.start()
         if self._access_log is not None:
@@ -122,7 +124,7 @@ class Serving:
         """Connections that are served now, by port."""
         names = [variable.lower().removesuffix("_port") for variable, _, _ in self.config.listeners()]
         counts = [server.connections for server in self._servers]
-        return {**dict(zip(names, counts, strict=True)), "tcp": self._listener.ports.connections}
+        return {**dict(zip(names, counts, strict=True)), "tcp": self._tunnels.ports.connections}
 
     def _accepts(self) -> bool:
         """Whether everybody gets in on all ports; the metadata API's own is not asked for."""
@@ -153,13 +155,13 @@ class Serving:
         """Stops accepting; see `handover.Old`."""
         for server in self._servers:
             server.pause()
-        return self.core.registry.records(), self._listener.ports.pause()
+        return self.core.registry.records(), self._tunnels.ports.pause()
 
     def resume(self) -> None:
         """Accepts again."""
         for server in self._servers:
             server.resume()
-        self._listener.ports.resume()
+        self._tunnels.ports.resume()
 
     def hand_over(self, successor: Successor) -> None:
         """Says goodbye to the clients, and lets visitors move when their exchanges are over."""
