@@ -7,6 +7,7 @@ has not sent on that connection, none out of order. What the service got is look
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 import socket
@@ -149,8 +150,9 @@ class Visitor:
                 sock.shutdown(socket.SHUT_WR)
                 while piece := sock.recv(65536):
                     got += piece
-            except ConnectionError:
-                pass
+            except OSError as error:  # a reset; before the half-close it is "not connected"
+                if not isinstance(error, ConnectionError) and error.errno != errno.ENOTCONN:
+                    raise
         return bytes(got)
 
     def foreign(self, got: bytes, numbers: list[int]) -> list[str]:

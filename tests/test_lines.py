@@ -136,7 +136,8 @@ def test_a_full_disk_stops_the_log_and_not_the_traffic(tmp_path: Path) -> None:
             eventually(lambda: psutil.Process(server.pid).children(), 20)
             disk = Path(f"/proc/{server.pid}/root{at}")
             if wrap:
-                eventually(lambda: b" serves: " in (disk / "log").read_bytes(), 20)
+                log = disk / "log"
+                eventually(lambda: log.exists() and b" serves: " in log.read_bytes(), 20)
                 fill(disk)
             client = Process(
                 "tinytun", "http", service.target, "-s", "demo", "--server", f"http://127.0.0.1:{ports[0]}"
