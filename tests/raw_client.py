@@ -31,6 +31,22 @@ GOAWAY = bytes.fromhex("000008 07 00 00000000 7fffffff 00000000".replace(" ", ""
 """GOAWAY(NO_ERROR) by hand: h2's own ends its connection."""
 
 
+def wishes_of(
+    subdomain: str, port: int | None, join: RawClient | None, resume: bytes | None, bearer: str | None
+) -> bytes:
+    """The fields of a CONNECT."""
+    fields = [b"x-tinytun-type: http", b"x-tinytun-subdomain: " + subdomain.encode()]
+    if port is not None:
+        fields = [b"x-tinytun-type: tcp", b"x-tinytun-port: %d" % port]
+    if join is not None:
+        fields = [b"x-tinytun-join: %b %b" % (join.connection_id, join.key)]
+    if bearer is not None:
+        fields.append(b"Authorization: Bearer " + bearer.encode())
+    if resume is not None:
+        fields.append(b"x-tinytun-resume: " + resume)
+    return b"".join(field + b"\r\n" for field in fields)
+
+
 class RawClient:
     """Opens an HTTP tunnel, or with ``port`` a TCP one, and does nothing but HTTP/2's housekeeping.
 
@@ -57,17 +73,8 @@ class RawClient:
         opener's.
         """
         self.sock = connect(server.connection_port)
-        if port is None:
-            wish = b"x-tinytun-type: http\r\nx-tinytun-subdomain: %b" % subdomain.encode()
-        else:
-            wish = b"x-tinytun-type: tcp\r\nx-tinytun-port: %d" % port
-        if join is not None:
-            wish = b"x-tinytun-join: %b %b" % (join.connection_id, join.key)
-        if bearer is not None:
-            wish += b"\r\nAuthorization: Bearer " + bearer.encode()
-        if resume is not None:
-            wish += b"\r\nx-tinytun-resume: " + resume
-        self.sock.sendall(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n%b\r\n\r\n" % (server.connection_port, wish))
+        wishes = wishes_of(subdomain, port, join, resume, bearer)
+        self.sock.sendall(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n%b\r\n" % (server.connection_port, wishes))
         head = Source(self.sock).until(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 "), head
         #: What another session needs to join the tunnel.

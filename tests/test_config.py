@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tinytun_gevent.errors import UsageError
 from tinytun_gevent.server import addresses
-from tinytun_gevent.server.config import ServerConfig, server_url, variables
+from tinytun_gevent.server.config import ServerConfig, notice, server_url, variables
 from tinytun_gevent.server.settings import PeerAddress
 
 
@@ -333,3 +333,10 @@ def test_tls_is_required_only_where_it_is_spoken() -> None:
     config = ServerConfig(connection_tls="REQUIRED", tls_dir="/tls")
     assert config.tls_required
     assert server_url(config) == "https://127.0.0.1:5554"
+
+
+def test_an_open_server_is_told_of_only_where_others_reach_it() -> None:
+    assert "port 5554 can open a tunnel" in notice(ServerConfig())
+    behind_a_proxy = ServerConfig(bind="127.0.0.1", trusted_proxies="127.0.0.1")  # type: ignore[arg-type]
+    assert "port 5554 can open a tunnel" in notice(behind_a_proxy)
+    assert notice(ServerConfig(bind="127.0.0.1")) == notice(ServerConfig(auth_file="/x")) == ""

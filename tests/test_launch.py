@@ -104,7 +104,6 @@ print("gevent" in sys.modules, sorted(m for m in sys.modules if m.startswith("ti
     )
     expected = [
         "errors",
-        "files",
         "lines",
         "names",
         "rights",
@@ -114,12 +113,10 @@ print("gevent" in sys.modules, sorted(m for m in sys.modules if m.startswith("ti
             for name in (
                 "account",
                 "addresses",
-                "authfile",
                 "config",
                 "launch",
                 "logs",
                 "settings",
-                "tokens",
             )
         ),
         "wire",

@@ -155,13 +155,6 @@ def test_what_cannot_be_read_is_said_with_its_name(path: Path, damage: bytes | N
         tokens.read(ServerConfig(auth_file=str(path)))
 
 
-def test_an_open_server_is_told_of_only_where_others_reach_it() -> None:
-    assert "port 5554 can open a tunnel" in tokens.notice(ServerConfig())
-    behind_a_proxy = ServerConfig(bind="127.0.0.1", trusted_proxies="127.0.0.1")  # type: ignore[arg-type]
-    assert "port 5554 can open a tunnel" in tokens.notice(behind_a_proxy)
-    assert tokens.notice(ServerConfig(bind="127.0.0.1")) == tokens.notice(ServerConfig(auth_file="/x")) == ""
-
-
 def test_a_token_given_in_place_of_its_label_is_not_repeated(path: Path) -> None:
     command(path, "new", label="anna")
     with pytest.raises(UsageError, match="no token has this label") as error:

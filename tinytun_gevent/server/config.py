@@ -390,6 +390,16 @@ def server_url(config: ServerConfig) -> str:
     return f"{scheme}://{bracketed(local(config.bind))}:{config.connection_port}"
 
 
+def notice(config: ServerConfig) -> str:
+    """What an operator should know of a server without tokens, in a line; blank if nobody else reaches it."""
+    if config.auth_file or (is_loopback(config.bind) and not config.trusted_proxies):
+        return ""
+    return (
+        f"there are no tokens: whoever reaches port {config.connection_port} can open a tunnel. "
+        "This changes it: AUTH_FILE=/etc/tinytun-tokens.toml"
+    )
+
+
 def metadata_url(config: ServerConfig) -> str:
     """Where the metadata API is reached on this machine, without a trailing slash."""
     return f"http://{bracketed(local(config.metadata_bind))}:{config.metadata_port}"

@@ -26,9 +26,8 @@ from gunicorn.workers.base import Worker
 
 from ..errors import UsageError
 from ..lines import line_handler
-from . import tokens
 from .addresses import listen_all
-from .config import ServerConfig
+from .config import ServerConfig, notice
 from .logs import formatter
 
 BOOT_TIMEOUT: Final = 10.0
@@ -54,6 +53,8 @@ def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int
     if config.tls_dir and not os.access(config.tls_dir, os.R_OK | os.X_OK):
         raise UsageError(f"TLS_DIR={config.tls_dir}: allowed: a directory that this user may read")
     if config.auth_file:
+        from . import tokens  # what reads the file is for this and the worker only
+
         tokens.read(config)
     inherited = "GUNICORN_FD" in os.environ  # re-executed by USR2: the old master's sockets come along
     sockets = [] if inherited else listen_all(config.listeners(), config.backlog)
@@ -63,8 +64,8 @@ def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int
         certificates = report(config) if config.tls_dir else []
         verdict = "the configuration is valid, its ports are free"
         print("\n".join(filter(None, (config.summary(), *certificates, verdict))))
-        if notice := tokens.notice(config):
-            print(notice)
+        if warning := notice(config):
+            print(warning)
         return 0
     raise_file_limit()
     port = sockets[1].getsockname()[1] if sockets else config.connection_port

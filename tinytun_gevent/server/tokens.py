@@ -14,7 +14,6 @@ from .. import files
 from ..errors import UsageError
 from ..rights import Names
 from . import authfile
-from .addresses import is_loopback
 from .authfile import Grant
 from .config import ServerConfig
 
@@ -48,16 +47,6 @@ def read(config: ServerConfig) -> list[Grant]:
         raise UsageError(f"AUTH_FILE={path}: there is no such file; {hint}") from None
     except UsageError as error:
         raise UsageError(f"AUTH_FILE={path}: {error}") from None
-
-
-def notice(config: ServerConfig) -> str:
-    """What an operator should know of a server without tokens, in a line; blank if nobody else reaches it."""
-    if config.auth_file or (is_loopback(config.bind) and not config.trusted_proxies):
-        return ""
-    return (
-        f"there are no tokens: whoever reaches port {config.connection_port} can open a tunnel. "
-        "This changes it: AUTH_FILE=/etc/tinytun-tokens.toml"
-    )
 
 
 def run(config: ServerConfig, arguments: dict[str, Any]) -> int:

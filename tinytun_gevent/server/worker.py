@@ -23,9 +23,9 @@ from gunicorn.workers.ggevent import GeventWorker
 from .. import __version__, garbage
 from ..errors import UsageError
 from ..registry import Record
-from . import logs, tokens
+from . import logs
 from .app import Serving
-from .config import ServerConfig
+from .config import ServerConfig, notice
 from .handover import Handover, Predecessor, Successor, take_over
 
 log = logging.getLogger("tinytun_gevent.server")
@@ -77,8 +77,8 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         if predecessor is not None:
             self._welcome(predecessor)
         self._announce()
-        if predecessor is None and (notice := tokens.notice(self._serving.config)):
-            log.warning("%s", notice)
+        if predecessor is None and (warning := notice(self._serving.config)):
+            log.warning("%s", warning)
         while self.alive:
             self.notify()
             self._stopping.wait(NOTIFY)
