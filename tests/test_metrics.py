@@ -125,12 +125,6 @@ def test_openmetrics_is_spoken_to_who_asks_for_it(server: TunnelServer) -> None:
     assert scrape(server)[0].startswith("text/plain; version=")
 
 
-def test_certificates_are_shown_where_there_are_any(server: TunnelServer) -> None:
-    assert server._serving is not None
-    server._serving.sight.certificates = lambda: {"main": 1_900_000_000.0}
-    assert read(server)["tinytun_certificate_expiry_seconds"] == {("main",): 1_900_000_000.0}
-
-
 def test_the_certificates_that_are_shown_are_the_server_s(start_server: StartServer, tmp_path: Path) -> None:
     install(tmp_path, issue("*.localhost", "localhost"))
     server = start_server(tls_dir=str(tmp_path), proxy_tls_port=0)

@@ -73,8 +73,6 @@ class Serving:
         self._access_log = AccessLog(config.access_log) if config.access_log else None
         #: What the operator sees.
         self.sight = Sight(core, self._connections, self._accepts)
-        if core.certificates is not None:
-            self.sight.certificates = core.certificates.ends
         self._metadata = _metadata_host(MetadataApp(self.sight))
         handlers: list[Handler] = [
             partial(self._metadata.serve, sockets[0]),

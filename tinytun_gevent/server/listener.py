@@ -103,7 +103,8 @@ class Listener:
             if isinstance(error, HandshakeError):
                 self._core.tally.refuse(Refusal.HANDSHAKE)
             fields = {"remote": f"{bracketed(caller[0])}:{caller[1]}", "status": error.status}
-            log.info("refused %s: %s", caller[0], error, extra=fields)
+            level = logging.DEBUG if error.status == 429 else logging.INFO  # whoever asks on and on is known
+            log.log(level, "refused %s: %s", caller[0], error, extra=fields)
             retry = int(error.retry_after or 1) if isinstance(error, TryLaterError) else None
             say_last(end, handshake.build_refusal(error.status, str(error), retry))
             return

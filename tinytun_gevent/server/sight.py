@@ -51,8 +51,6 @@ class Sight:
         self.lag = LoopLag()
         #: Seconds since the epoch.
         self.started = time.time()
-        #: When the server's certificates end, in seconds since the epoch, by names that the operator chose.
-        self.certificates: Callable[[], Mapping[str, float]] = dict
 
     def unready(self) -> str:
         """Why no visitor should be sent here; ``""`` if one may be."""
@@ -63,6 +61,10 @@ class Sight:
     def connections(self) -> dict[str, int]:
         """Connections now, by port."""
         return {**dict.fromkeys(PORTS, 0), **self._connections()}
+
+    def certificates(self) -> Mapping[str, float]:
+        """When the server's certificates end, in seconds since the epoch, by the operator's names."""
+        return {} if self.core.certificates is None else self.core.certificates.ends()
 
     def visitors(self) -> dict[str, int]:
         """Exchanges, upgraded ones too, and connections that are carried as they are, now."""

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from h2.errors import ErrorCodes
+
 if TYPE_CHECKING:
     from ..session import Session
 
@@ -30,23 +32,7 @@ EXCHANGE_BOUNDS: Final = (
 )
 """Seconds: from what an exchange on one machine takes up to what nobody waits for."""
 
-GOAWAY_REASONS: Final = (
-    "NO_ERROR",
-    "PROTOCOL_ERROR",
-    "INTERNAL_ERROR",
-    "FLOW_CONTROL_ERROR",
-    "SETTINGS_TIMEOUT",
-    "STREAM_CLOSED",
-    "FRAME_SIZE_ERROR",
-    "REFUSED_STREAM",
-    "CANCEL",
-    "COMPRESSION_ERROR",
-    "CONNECT_ERROR",
-    "ENHANCE_YOUR_CALM",
-    "INADEQUATE_SECURITY",
-    "HTTP_1_1_REQUIRED",
-    "other",
-)
+GOAWAY_REASONS: Final = (*(code.name for code in ErrorCodes), "other")
 """HTTP/2's error codes in their order (RFC 9113 §7), and one word for whatever else a peer may say."""
 
 NO_ANSWER: Final = 0

@@ -13,7 +13,7 @@ from typing import Any, Final
 from .. import files
 from ..errors import UsageError
 from ..rights import Names
-from . import authfile
+from . import authfile, edit
 from .authfile import Grant
 from .config import ServerConfig
 
@@ -74,7 +74,7 @@ def _new(path: str, arguments: dict[str, Any]) -> int:
     with _changing(path) as change:
         if any(grant.account.label == entry["label"] for grant in authfile.parse(change.text)):
             raise UsageError(f"{entry['label']} has a token already; revoke it first, or use another label")
-        change.text = authfile.append(change.text, entry)
+        change.text = edit.append(change.text, entry)
         authfile.parse(change.text)
     try:
         print(token, flush=True)
@@ -117,7 +117,7 @@ def _revoke(path: str, which: str) -> int:
     with _changing(path, make=False) as change:
         grants = authfile.parse(change.text)
         number = _number_of(grants, which)
-        change.text = authfile.remove(change.text, number)
+        change.text = edit.remove(change.text, number)
     print(f"revoked: {grants[number].account.label}; its tunnels end within 5 seconds", file=sys.stderr)
     return 0
 
