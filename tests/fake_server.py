@@ -32,7 +32,7 @@ from tinytun_gevent.wire.handshake import (
     parse_request,
 )
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 
 
 class FakeServer:

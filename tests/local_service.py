@@ -8,7 +8,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class LocalService:

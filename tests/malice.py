@@ -44,7 +44,7 @@ COMPRESSION_ERROR, CALM = 9, 11
 CLIENT, SERVER = "client", "server"
 BOTH: Final = frozenset({CLIENT, SERVER})
 
-PATIENCE: Final = 10.0
+PATIENCE: Final = 60.0
 """Seconds after which whatever should have happened has not."""
 
 BURST: Final = 500

@@ -32,7 +32,7 @@ REQUEST_BLOCK = b"\x82\x86\x84"  # :method GET, :scheme http, :path /; no :autho
 PING_PAYLOAD = bytes.fromhex("3b7cdb7a0b8716b4")  # the Rust library's
 WINDOW = 65535
 MAX_FRAME = 16384
-DEADLINE = 10.0  # seconds; for whatever a test waits for
+DEADLINE = 60.0  # seconds; for whatever a test waits for
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM = ACK = 0x1

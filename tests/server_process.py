@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import psutil
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 """Seconds for anything that is waited for; a start takes about one."""
 
 ROOT = Path(__file__).resolve().parent.parent

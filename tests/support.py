@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, TypeVar
 
-DEADLINE = 10.0
-"""Seconds after which anything that should happen counts as failed."""
+DEADLINE = 60.0
+"""Seconds after which anything that should happen counts as failed; only a failure takes so long."""
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -34,6 +34,28 @@ def eventually(predicate: Callable[[], object], timeout: float = DEADLINE, what:
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout:g} s: {what or predicate}")
         time.sleep(0.005)
+
+
+T = TypeVar("T")
+
+
+def in_time(function: Callable[[], T], timeout: float = DEADLINE) -> T:
+    """What ``function`` returns; fails when it has not after ``timeout`` seconds, and leaves it to itself."""
+    box: list[T | BaseException] = []
+
+    def run() -> None:
+        try:
+            box.append(function())
+        except BaseException as error:
+            box.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    assert box, f"it still goes on after {timeout:g} s"
+    if isinstance(box[0], BaseException):
+        raise box[0]
+    return box[0]
 
 
 def reset(sock: socket.socket) -> None:
@@ -370,7 +392,7 @@ class Service:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            sock.settimeout(3 * DEADLINE)
+            sock.settimeout(2 * DEADLINE)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer = Peer(self, sock, len(self.peers))
             self.peers.append(peer)

@@ -139,6 +139,14 @@ def test_visitors_leave_some_descriptors_to_others(
     caplog.set_level(logging.INFO)
     leave = Event()
     server = Acceptor(listening(), lambda sock, _: leave.wait(), Workers(), 100, raw=True)
+    looks, look_again = 0, server._look_again
+
+    def counting() -> None:
+        nonlocal looks
+        looks += 1
+        look_again()
+
+    monkeypatch.setattr(server, "_look_again", counting)
     server.start()
     visitors: list[socket.socket] = []
     try:
@@ -148,7 +156,8 @@ def test_visitors_leave_some_descriptors_to_others(
                 gevent.sleep(0.01)
             served = server.connections
             visitors.append(socket.create_connection(("127.0.0.1", server.server_port)))
-            gevent.sleep(0.1)
+            looks = 0
+            wait_until(lambda: looks > 3)
             assert server.connections == served
             leave.set()
             for visitor in visitors:
@@ -172,6 +181,6 @@ def test_the_end_of_a_visitor_starts_nothing_on_a_closed_listener(caplog: pytest
         wait_until(lambda: server.connections == 1)
         server.close()
         go.set()
-        assert workers.join(5)
+        assert workers.join(60)
     assert server.connections == 0
     assert not [record for record in caplog.records if record.exc_info]

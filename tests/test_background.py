@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import gevent
 import gevent.event
@@ -15,7 +14,7 @@ import pytest
 
 from tinytun_gevent.background import run_in_hub, runs_in_place
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 
 
 def test_a_plain_thread_gets_the_result_from_another_thread() -> None:
@@ -99,7 +98,7 @@ def test_sockets_made_there_serve_a_plain_thread() -> None:
 
 def run_python(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -160,6 +159,4 @@ def test_an_interrupted_wait_kills_the_call(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_process_ends_although_the_thread_waits() -> None:
-    start = time.monotonic()
     assert run_python("from tinytun_gevent.background import run_in_hub; print(run_in_hub(lambda: 1))") == "1"
-    assert time.monotonic() - start < 20

@@ -41,7 +41,7 @@ pytestmark = [
 ]
 
 DELAY = 0.03  # seconds each way
-PATIENCE = 20.0  # seconds until something that has to come counts as lost
+PATIENCE = 60.0  # seconds until something that has to come counts as lost
 HOST = "localhost"
 
 

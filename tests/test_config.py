@@ -271,7 +271,7 @@ def test_all_addresses_means_both_families_on_one_socket() -> None:
     with addresses.listen("::", 0, 5) as listener:
         port = listener.getsockname()[1]
         for host, seen in (("127.0.0.1", "127.0.0.1"), ("::1", "::1")):
-            with socket.create_connection((host, port), timeout=5):
+            with socket.create_connection((host, port), timeout=60):
                 accepted, address = listener.accept()
                 accepted.close()
                 assert addresses.plain(address)[0] == seen

@@ -23,7 +23,7 @@ from tinytun_gevent.client.demo_page import _answer, page
 from tinytun_gevent.client.ui import LogUi
 
 TINYTUN = str(Path(__file__).resolve().parent.parent / "bin" / "tinytun")
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ def test_a_client_out_of_descriptors() -> None:
     def script(peer: Peer) -> None:
         while (got := peer.read_request()) is not None:
             if got.target == b"/slow":
-                go_on.wait(20)
+                go_on.wait(60)
             peer.sendall(respond(b"here"))
 
     with ServerProcess().wait_serving() as server, Service(script) as service, Crowd() as crowd:

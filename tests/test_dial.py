@@ -43,7 +43,7 @@ from tinytun_gevent.errors import (
 from tinytun_gevent.sockets import Socket, end_of
 from tinytun_gevent.wire.handshake import Kind, OpenReply, OpenRequest, build_refusal, build_reply
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 V4 = int(native.AF_INET)
 
 Handler = Callable[[socket.socket], None]
@@ -51,7 +51,7 @@ Handler = Callable[[socket.socket], None]
 
 @pytest.fixture(autouse=True)
 def _no_test_hangs() -> Iterator[None]:
-    with gevent.Timeout(60):
+    with gevent.Timeout(120):
         yield
 
 

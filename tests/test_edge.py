@@ -123,7 +123,7 @@ def test_alternating_under_concurrency_with_chunked_and_head(server: TunnelServe
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
     assert wrong == []
 
@@ -376,7 +376,7 @@ def test_a_connection_that_a_trusted_proxy_opens_in_advance_may_wait(
         sock.settimeout(0.5)
         with pytest.raises(TimeoutError):
             sock.recv(1)
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.sendall(request("nobody"))
         assert read_response(sock).status == 404
 
@@ -494,7 +494,7 @@ def test_a_visitor_who_leaves_ends_his_exchange(
         if target == "/begun":
             assert read_head(sock).status == 200
         reset(sock)
-        assert peer.ended.wait(10), f"the service was not told: {target}"
+        assert peer.ended.wait(60), f"the service was not told: {target}"
     eventually(lambda: edge_of(server).visitors == 0)
 
 
@@ -515,7 +515,7 @@ def test_a_visitor_who_leaves_in_the_middle_of_his_body(
         peer = service.wait_peer(number)
         eventually(lambda peer=peer: peer.received.endswith(b"x" * 500))
         leave(sock)
-        assert peer.ended.wait(10)
+        assert peer.ended.wait(60)
     assert clean == [False, False], "a truncated request must not look like a whole one"
     eventually(lambda: edge_of(server).visitors == 0)
 
@@ -532,7 +532,7 @@ def test_a_truncated_answer_is_cut_off_not_ended(
     def script(peer: Peer) -> None:
         peer.read_request()
         peer.sendall(begun[peer.number % 2])
-        assert gates[peer.number].wait(10)
+        assert gates[peer.number].wait(60)
         if peer.number < 2:
             peer.reset()
 
@@ -556,7 +556,7 @@ def test_an_answer_until_the_close(
         got = peer.read_request()
         peer.sendall(b"HTTP/1.1 200 OK\r\n\r\nhello")
         if got is not None and got.target == b"/reset":
-            cut.wait(10)
+            cut.wait(60)
             peer.reset()
 
     cut = threading.Event()
@@ -599,10 +599,10 @@ def test_an_answer_before_the_body_s_end_is_delivered_and_both_sides_close(
             assert response.get(b"connection") == b"close"
             assert sock.recv(1) == b""
             if not stops:
-                sender.join(10)
+                sender.join(60)
                 assert not sender.is_alive(), "the rest of the body was waited for"
     for peer in service.peers:
-        assert peer.ended.wait(10)
+        assert peer.ended.wait(60)
     eventually(lambda: edge_of(server).visitors == 0)
 
 
@@ -651,7 +651,7 @@ def test_one_packet_with_answers_to_requests_that_were_not_sent(
     def script(peer: Peer) -> None:
         peer.read_request()
         peer.sendall(respond(b"fine"))
-        assert answered.wait(10)
+        assert answered.wait(60)
         peer.sendall(respond(b"evil"))
         peer.wait_end()
 
@@ -660,7 +660,7 @@ def test_one_packet_with_answers_to_requests_that_were_not_sent(
     open_tunnel(service)
     assert get(server.proxy_port).body == b"fine"
     answered.set()
-    assert service.peers[0].ended.wait(10), "the stream stayed in the pool"
+    assert service.peers[0].ended.wait(60), "the stream stayed in the pool"
     assert get(server.proxy_port).body == b"fine"
     assert len(service.peers) == 2
 
@@ -713,7 +713,7 @@ def test_an_answer_whose_end_waits_in_the_server_is_whole_before_the_next(
     open_tunnel(service)
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.connect(("127.0.0.1", server.proxy_port))
         for _ in range(3):
             sock.sendall(request("demo", "/big") + request())
@@ -729,7 +729,7 @@ def test_a_service_that_does_not_read_blocks_nobody(
     def script(peer: Peer) -> None:
         while (got := peer.read_head()) is not None:
             if got.target == b"/stall":
-                assert go_on.wait(20)
+                assert go_on.wait(60)
             peer.body_of(got)
             peer.sendall(respond(b"%d" % len(got.body)))
 
@@ -749,7 +749,7 @@ def test_a_service_that_does_not_read_blocks_nobody(
         assert sender.is_alive(), "24 MiB were taken though nobody reads them"
         go_on.set()
         assert read_response(stalled).body == str(len(body)).encode()
-        sender.join(10)
+        sender.join(60)
 
 
 def test_connections_leave_nothing_behind(
@@ -773,7 +773,7 @@ def test_stopping_lets_exchanges_finish_and_closes_idle_visitors(
 ) -> None:
     def answer(got: Request) -> bytes:
         if got.target == b"/slow":
-            assert go_on.wait(10)
+            assert go_on.wait(60)
         return respond()
 
     go_on = threading.Event()
@@ -792,7 +792,7 @@ def test_stopping_lets_exchanges_finish_and_closes_idle_visitors(
         assert response.body == b"ok"
         assert response.get(b"connection") == b"close"
         assert read_rest(busy) == b""
-        stopping.join(10)
+        stopping.join(60)
         assert not stopping.is_alive()
 
 

@@ -77,7 +77,7 @@ def test_the_command_knows_every_name() -> None:
         [sys.executable, str(ROOT / "benchmarks" / "faults"), "--help"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=True,
     ).stdout
     for name in [case.name for case in CASES] + [group.name for group in GROUPS]:
@@ -89,7 +89,7 @@ def test_the_table_is_for_the_whole_run_only() -> None:
         [sys.executable, str(ROOT / "benchmarks" / "faults"), "--readme", "--only", "stop"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert said.returncode == 2

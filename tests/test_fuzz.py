@@ -108,9 +108,9 @@ def test_a_place_is_where_an_error_came_from() -> None:
 
 def test_the_command_searches_for_a_moment() -> None:
     command = [sys.executable, str(Path(engine.__file__).with_name("run")), "--minutes", "0", "--seed", "1"]
-    done = subprocess.run([*command, "peers"], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([*command, "peers"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "peers: " in done.stdout
     assert "0 inputs kept, 0 findings" in done.stdout
-    unknown = subprocess.run([*command, "nothing"], capture_output=True, text=True, timeout=30, check=False)
+    unknown = subprocess.run([*command, "nothing"], capture_output=True, text=True, timeout=60, check=False)
     assert unknown.returncode == 2

@@ -44,7 +44,7 @@ def server() -> Iterator[FakeServer]:
     """A scripted server that offers to be joined."""
     fake = FakeServer()
     fake.grant = offer
-    with gevent.Timeout(60):
+    with gevent.Timeout(120):
         yield fake
     fake.close()
 
@@ -518,7 +518,7 @@ def test_the_limit_holds_for_many_visitors_on_several_sessions(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
     assert failed == []
     assert max(most) <= 3

@@ -18,7 +18,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def looks(loop_lag: LoopLag, count: int) -> None:
     """Lets the loop run until there have been so many looks."""
-    with gevent.Timeout(10):
+    with gevent.Timeout(120):
         while sum(loop_lag.lateness.counts) < count:
             gevent.sleep(0.005)
 

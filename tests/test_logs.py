@@ -127,7 +127,7 @@ def test_a_greenlet_s_error_is_a_line_like_others(
     hub = gevent.get_hub()
     logs.adopt(hub)
     try:
-        gevent.spawn(fail).join(10)
+        gevent.spawn(fail).join(60)
     finally:
         del hub.print_exception
     assert [made.getMessage() for made in caplog.records] == ["a greenlet failed"]

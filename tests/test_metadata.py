@@ -22,7 +22,7 @@ from tinytun_gevent.server.account import Account
 from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.wire.handshake import Kind
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 
 
 @pytest.fixture

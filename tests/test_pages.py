@@ -257,7 +257,7 @@ def test_504_when_the_service_does_not_answer(
     service = start_service(lambda peer: peer.wait_end() and None)
     open_tunnel(service, server=server)
     check(get(server.proxy_port), 504)
-    assert service.peers[0].ended.wait(10), "the service's connection was left open"
+    assert service.peers[0].ended.wait(60), "the service's connection was left open"
 
 
 def test_a_long_upload_does_not_count_as_a_slow_answer(

@@ -8,7 +8,6 @@ import json
 import socket
 import socketserver
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ import gevent
 import pytest
 from free_ports import free_ports
 from raw_client import RawClient
-from support import eventually
+from support import DEADLINE, eventually, in_time
 
 from tinytun_gevent import Tunnel, TunnelServer
 from tinytun_gevent.background import run_in_hub
@@ -27,7 +26,18 @@ from tinytun_gevent.server.config import ServerConfig
 from tinytun_gevent.server.peers import Peer, Peers
 from tinytun_gevent.wire import proxyproto
 
-DEADLINE = 10.0
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that is there may answer as late as the machine makes it; `brief` is for those that never do."""
+    assert peers_module.ASK_TIMEOUT == 0.5
+    monkeypatch.setattr(peers_module, "ASK_TIMEOUT", DEADLINE)
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch, patience: None) -> None:
+    """Whoever waits for a silent peer, waits for a moment."""
+    monkeypatch.setattr(peers_module, "ASK_TIMEOUT", 0.1)
 
 
 class FakePeer:
@@ -142,17 +152,22 @@ def test_a_port_is_not_taken_for_a_name_of_digits() -> None:
         b"HTTP/1.1 421 Misdirected Request\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 100_000,
         b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 60_000,
-        None,
     ],
 )
-def test_a_broken_or_silent_peer_costs_less_than_a_second_and_hides_nobody(answer: bytes | None) -> None:
+def test_a_broken_peer_hides_nobody(answer: bytes) -> None:
     broken, good = FakePeer(lambda path: answer), FakePeer(has("app"))
     with asking(broken, good) as peers:
-        start = time.monotonic()
-        assert find(peers, "nobody") is None
+        assert find(peers, "nobody") is None  # without waiting for the rest of its answer
         assert find(peers, "app") is not None
-        assert time.monotonic() - start < 1.0
         assert broken.asked
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_silent_peer_is_given_up() -> None:
+    silent = FakePeer(lambda path: None)
+    with asking(silent) as peers:
+        assert find(peers, "nobody") is None
+        assert silent.asked
 
 
 def test_a_peer_that_is_down_hides_nobody() -> None:
@@ -166,17 +181,18 @@ def test_the_finder_does_not_wait_for_the_silent() -> None:
     silent, good = FakePeer(lambda path: None), FakePeer(has("app"))
     with asking(silent, good) as peers:
         run_in_hub(peers._resolved.wait, DEADLINE)
-        start = time.monotonic()
-        assert find(peers, "app") is not None
-        assert time.monotonic() - start < peers_module.ASK_TIMEOUT
+        found = in_time(lambda: find(peers, "app"), DEADLINE / 2)  # the silent one has twice as long
+        assert found is not None
 
 
+@pytest.mark.usefixtures("brief")
 def test_a_peer_that_failed_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    silent, good = FakePeer(lambda path: None), FakePeer(has())
-    with asking(silent, good) as peers:
+    monkeypatch.setattr(peers_module, "REST_AFTER_FAILURE", DEADLINE)
+    silent = FakePeer(lambda path: None)
+    with asking(silent) as peers:
         find(peers, "one")
         find(peers, "two")
-        assert (len(silent.asked), len(good.asked)) == (1, 2)
+        assert len(silent.asked) == 1
         monkeypatch.setattr(peers_module, "REST_AFTER_FAILURE", 0.0)
         run_in_hub(peers._resting.clear)
         find(peers, "three")
@@ -227,19 +243,17 @@ def test_lookups_at_once_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers_module, "MAX_ASKING", 2)
     silent = FakePeer(lambda path: None)
 
-    def ask_many(peers: Peers) -> float:
-        """How long the third of three lookups took."""
+    def ask_many(peers: Peers) -> None:
         first = [gevent.spawn(peers.find, name) for name in ("a", "b")]
         while peers._asking < 2:
             gevent.sleep(0)
-        start = time.monotonic()
         assert peers.find("c") is None
-        took = time.monotonic() - start
+        assert not any(asker.ready() for asker in first), "the third one waited"
+        silent.released.set()
         gevent.joinall(first, timeout=DEADLINE)
-        return took
 
     with asking(silent) as peers:
-        assert run_in_hub(ask_many, peers) < 0.1
+        run_in_hub(ask_many, peers)
 
 
 def resolver(table: dict[str, list[str]]) -> Callable[..., Any]:
@@ -368,9 +382,7 @@ def test_a_visitor_is_forwarded_to_the_peer_that_has_the_tunnel(
 def test_a_name_that_nobody_has_is_asked_once_around_and_not_found(cluster: list[TunnelServer]) -> None:
     for server in cluster:
         connection = http.client.HTTPConnection("127.0.0.1", server.proxy_port, timeout=DEADLINE)
-        start = time.monotonic()
         assert visit(connection, "nobody.localhost", Accept="application/json")[0] == 404
-        assert time.monotonic() - start < 1.5
         connection.close()
 
 
@@ -387,16 +399,19 @@ def test_a_forwarded_request_is_not_forwarded_again(cluster: list[TunnelServer],
 def test_a_tunnel_that_has_moved_is_found_at_its_new_place(
     cluster: list[TunnelServer], page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers_module, "KEEP_FOUND", 0.5)
+    monkeypatch.setattr(peers_module, "KEEP_FOUND", 0.1)
+    monkeypatch.setattr(peers_module, "KEEP_MISSING", 0.1)
     first, second, third = cluster
     connection = http.client.HTTPConnection("127.0.0.1", first.proxy_port, timeout=DEADLINE)
     for place in (second, third):
         with Tunnel(page, server=place.url, subdomain="app"):
-            until = time.monotonic() + peers_module.KEEP_FOUND + 2
-            while (status := visit(connection, "app.localhost", Accept="application/json")[0]) != 200:
-                assert status in (404, 503)
-                assert time.monotonic() < until, "the new place is not found"
-                time.sleep(0.1)
+
+            def is_found() -> bool:
+                status, _ = visit(connection, "app.localhost", Accept="application/json")
+                assert status in (200, 404, 503)
+                return status == 200
+
+            eventually(is_found, what="the new place")
     connection.close()
 
 
@@ -452,7 +467,9 @@ def test_a_tcp_visitor_is_forwarded_to_the_peer_that_has_the_port(
                 assert sock.recv(100) == b""
 
 
-def test_a_silent_peer_delays_no_answer_by_more_than_a_second(page: int) -> None:
+def test_a_silent_peer_is_waited_for_only_where_nobody_else_has_the_name(
+    page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as stack:
         meta, *_ = free_ports(1)
         other = stack.enter_context(
@@ -478,9 +495,8 @@ def test_a_silent_peer_delays_no_answer_by_more_than_a_second(page: int) -> None
             )
         )
         stack.enter_context(Tunnel(page, server=other.url, subdomain="app"))
-        for name, expected in (("nobody", 404), ("app", 200)):
-            connection = http.client.HTTPConnection("127.0.0.1", asked.proxy_port, timeout=DEADLINE)
-            start = time.monotonic()
-            assert visit(connection, f"{name}.localhost", Accept="application/json")[0] == expected
-            assert time.monotonic() - start < 1.0
-            connection.close()
+        connection = http.client.HTTPConnection("127.0.0.1", asked.proxy_port, timeout=DEADLINE / 2)
+        assert visit(connection, "app.localhost", Accept="application/json")[0] == 200
+        monkeypatch.setattr(peers_module, "ASK_TIMEOUT", 0.1)
+        assert visit(connection, "nobody.localhost", Accept="application/json")[0] == 404
+        connection.close()

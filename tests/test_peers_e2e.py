@@ -182,7 +182,7 @@ def test_megabytes_both_ways_through_a_peer(
         peer.sendall(b"0\r\nx-sum: %b\r\n\r\n" % got.hexdigest().encode())
 
     open_tunnel(start_service(serve), server=cluster[0])
-    with connect(cluster[2].proxy_port, timeout=30) as visitor:
+    with connect(cluster[2].proxy_port, timeout=60) as visitor:
         visitor.sendall(request("demo", "/", b"Content-Length: %d" % len(block), method=b"POST"))
         sender = threading.Thread(target=visitor.sendall, args=(block,))
         sender.start()
@@ -312,7 +312,7 @@ def test_tcp_goes_to_the_peer_that_has_the_port(
     tunnel = open_tunnel(start_service(echo), server=cluster[0], kind="tcp")
     payload = random.Random(2).randbytes(4 * MIB)
     for server in cluster:
-        with connect(server.tcp_proxy_port, timeout=30) as balancer:
+        with connect(server.tcp_proxy_port, timeout=60) as balancer:
             balancer.sendall(header(tunnel) + b"early")
             source = Source(balancer)
             assert source.exactly(5) == b"early"

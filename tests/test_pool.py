@@ -668,7 +668,7 @@ def test_a_limit_of_one_serves_many_visitors(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
     assert failed == []
     assert gate.most == 1

@@ -471,7 +471,7 @@ def test_haproxy_in_front_with_proxy_v2(
         fields = visit_in_turn(port, names)
         assert fields["x-forwarded-port"] == str(port)  # where the visitor came to, not our own
         payload = random.Random(8).randbytes(4 * MIB)
-        with connect(tcp_port(tunnel), timeout=30) as visitor:
+        with connect(tcp_port(tunnel), timeout=60) as visitor:
             sender = threading.Thread(target=visitor.sendall, args=(payload,))
             sender.start()
             got = bytearray()

@@ -101,7 +101,7 @@ def test_megabytes_both_ways_at_once(sockets: tuple[Any, Any]) -> None:
             gevent.spawn(lambda: (end.far.stream.sendall(down), end.far.stream.shutdown())),
         ]
         got = bytearray()
-        with deadline(30):
+        with deadline():
             while len(got) < len(down):
                 got += end.visitor.recv(65536)
             gevent.joinall(senders, raise_error=True)

@@ -154,7 +154,7 @@ def stop_for(server: ServerProcess, service: Service, name: str, seconds: float)
         assert serves(server, name)
         process.signal(signal.SIGSTOP)
         began = time.monotonic()
-        visitors = [connect(server.proxy_port, timeout=30) for _ in range(3)]
+        visitors = [connect(server.proxy_port, timeout=60) for _ in range(3)]
         while name in names(server):
             assert time.monotonic() - began < NOTICED, f"{name} is still listed"
             for visitor in visitors:

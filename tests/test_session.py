@@ -550,7 +550,7 @@ def test_the_connection_s_window_is_opened_wide_and_refilled() -> None:
         credits = Credits(peer)
         peer.send(headers_frame(1))
         frame, sent, total = data_frame(1, bytes(16384)).serialize(), 0, 65 * MIB
-        with deadline(30):
+        with deadline():
             wait_until(lambda: pair.accepted)
             pair.accepted[0].received = Nothing()  # type: ignore[assignment]
             while sent < total:
@@ -1064,7 +1064,7 @@ def test_bulk_both_ways_over_tls_beside_many_small_streams() -> None:
             there.stream.sendall(b"answer")
             there.stream.shutdown()
             assert near.wait_end() == b"answer"
-        with deadline(30):
+        with deadline():
             gevent.joinall(senders, raise_error=True)
         assert bulk.wait(len(payload)) == payload
         assert far.wait(len(payload)) == payload
@@ -1245,7 +1245,7 @@ def start_in_thread(run: Callable[[], None]) -> Future[None]:
 def _fail_paths() -> None:
     cases = [gevent.spawn(_die, name) for name in ("idle", "sending", "blocked")]
     cases.append(gevent.spawn(_stall))
-    with deadline(20):
+    with deadline():
         gevent.joinall(cases, raise_error=True)
 
 

@@ -24,7 +24,7 @@ from tinytun_gevent.stream import REFUSED_STREAM, Stream
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     monkeypatch.setattr(Backoff, "next", lambda self: 0.001)
     fake = FakeServer()
-    with gevent.Timeout(60):
+    with gevent.Timeout(120):
         yield fake
     fake.close()
 

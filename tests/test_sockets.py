@@ -43,7 +43,7 @@ def pair(request: pytest.FixtureRequest, authority: trustme.CA) -> Any:
     else:
         one, other = tls_pair(authority)  # type: ignore[assignment]
     end = end_of(one)
-    other.settimeout(5)
+    other.settimeout(60)
     yield end, other
     end.close()
     other.close()

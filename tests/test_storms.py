@@ -100,7 +100,7 @@ def test_a_visitor_who_has_left_opens_no_stream(
     def script(peer: Peer) -> None:
         while (got := peer.read_request()) is not None:
             if got.target == b"/slow":
-                go_on.wait(10)
+                go_on.wait(60)
             peer.sendall(respond(got.target))
 
     server, service = start_server(), start_service(script)

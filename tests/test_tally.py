@@ -137,7 +137,7 @@ def test_a_visitor_who_leaves_counts_as_none(
     open_tunnel(start_service(script))
     with connect(server.proxy_port) as sock:
         sock.sendall(request())
-        assert begun.wait(10)
+        assert begun.wait(60)
         reset(sock)
     eventually(lambda: server.core.tally.statuses[NO_ANSWER] == 1)
 

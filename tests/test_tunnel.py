@@ -23,7 +23,7 @@ from tinytun_gevent.client.config import make_config
 from tinytun_gevent.client.events import Listener, State
 from tinytun_gevent.errors import NameTakenError, UnreachableError, UsageError
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class Page(http.server.BaseHTTPRequestHandler):
@@ -153,7 +153,7 @@ with TunnelServer(bind="127.0.0.1", base_domains="localhost", **ports) as server
     with Tunnel({page}, server=server.url, subdomain="x") as tunnel:
         request = urllib.request.Request(f"http://127.0.0.1:{{server.proxy_port}}/")
         request.add_header("Host", tunnel.url.removeprefix("http://"))
-        print(urllib.request.urlopen(request, timeout=10).read())
+        print(urllib.request.urlopen(request, timeout=60).read())
 from tinytun_gevent import background
 print(background._thread)
 """

@@ -189,7 +189,7 @@ print("alive", file=sys.stderr)
     process.stdin.close()
     assert process.stderr.read() == b"alive\n"
     process.stderr.close()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def test_a_program_without_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def websocket_service() -> Iterator[int]:
         thread.start()
         yield server.socket.getsockname()[1]
         server.shutdown()
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.fixture
@@ -137,9 +137,9 @@ def test_close_codes_of_the_visitor_arrive(server: TunnelServer, open_tunnel: Op
         open_tunnel(service.socket.getsockname()[1])
         with open_websocket(server) as websocket:
             websocket.close(4000, "bye")
-        assert done.wait(10)
+        assert done.wait(60)
         service.shutdown()
-        thread.join(10)
+        thread.join(60)
     assert closed == [(4000, "bye")]
 
 
@@ -171,7 +171,7 @@ def test_a_visitor_who_leaves_before_the_service_answers_is_noticed(
     peer = service.wait_peer()
     eventually(lambda: peer.requests)
     reset(visitor)
-    assert peer.ended.wait(5)
+    assert peer.ended.wait(60)
     eventually(lambda: streams_of(server) == 0 and edge_of(server).visitors == 0)
 
 

@@ -19,7 +19,7 @@ def test_a_greenlet_that_has_finished_serves_the_next_task() -> None:
         for number in range(3):
             worker = crew.spawn(lambda n: seen.append((n, gevent.getcurrent())), number)
             assert len(crew) == 1
-            assert crew.join(5)
+            assert crew.join(60)
             assert seen[number] == (number, worker)
     assert len({worker for _, worker in seen}) == 1
 
@@ -38,7 +38,7 @@ def test_tasks_run_side_by_side() -> None:
             gevent.sleep(0)
         assert not crew.join(0.01)
         gate.set()
-        assert crew.join(5)
+        assert crew.join(60)
     assert len(set(running)) == 10
     assert len(crew) == 0
 
@@ -48,7 +48,7 @@ def test_no_more_wait_for_a_task_than_may(monkeypatch: pytest.MonkeyPatch) -> No
     crew = Workers()
     with deadline():
         made = [crew.spawn(gevent.sleep, 0) for _ in range(5)]
-        assert crew.join(5)
+        assert crew.join(60)
         for _ in range(10):
             gevent.sleep(0)
     assert sum(not worker.dead for worker in made) == 2
@@ -62,9 +62,9 @@ def test_an_error_is_logged_and_the_greenlet_lives_on(caplog: pytest.LogCaptureF
 
     with deadline(), caplog.at_level(logging.ERROR):
         first = crew.spawn(fail)
-        assert crew.join(5)
+        assert crew.join(60)
         assert crew.spawn(lambda: None) is first
-        assert crew.join(5)
+        assert crew.join(60)
     assert "of no use" in caplog.text
 
 
@@ -79,12 +79,12 @@ def test_kill_ends_those_that_run_those_that_begin_and_those_that_wait() -> None
 
     with deadline():
         waiting = crew.spawn(lambda: None)
-        assert crew.join(5)
+        assert crew.join(60)
         running = [crew.spawn(task, "reused"), crew.spawn(task, "running")]
         gevent.sleep(0.01)
         running.append(crew.spawn(task, "beginning"))
         crew.kill()
-        assert crew.join(5)
+        assert crew.join(60)
         while not all(worker.dead for worker in (waiting, *running)):
             gevent.sleep(0)
     assert sorted(ended) == ["beginning", "reused", "running"]
