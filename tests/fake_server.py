@@ -84,7 +84,8 @@ class FakeServer:
 def default_reply(request: OpenRequest) -> OpenReply:
     if request.kind is Kind.HTTP:
         name = request.subdomain or "brave-otter"
-        return OpenReply("0" * 32, domain=f"{name}.test", subdomain=name, host_header=True)
+        options = request.options.names if request.options is not None else ()
+        return OpenReply("0" * 32, domain=f"{name}.test", subdomain=name, host_header=True, options=options)
     return OpenReply("0" * 32, port=request.port or 20007)
 
 

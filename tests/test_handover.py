@@ -27,6 +27,7 @@ from tinytun_gevent.server import handover
 from tinytun_gevent.server.channel import Channel
 from tinytun_gevent.server.handover import FILE, Handover, Moved, Successor, take_over
 from tinytun_gevent.wire.handshake import Kind
+from tinytun_gevent.wire.options import Options, Rewrite
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="gunicorn needs POSIX")
 
@@ -34,6 +35,7 @@ MASTER = 1234
 RECORDS = [
     Record(Kind.HTTP, "app", "0" * 32, "", True),
     Record(Kind.TCP, 30000, "1" * 32, "somebody", False),
+    Record(Kind.HTTP, "web", "2" * 32, "", True, "local:1", Options(rewrite=Rewrite("http://local:1"))),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from base64 import urlsafe_b64encode
 
 import pytest
 from hypothesis import example, given
@@ -30,6 +31,7 @@ from tinytun_gevent.wire.handshake import (
     parse_reply,
     parse_request,
 )
+from tinytun_gevent.wire.options import Options, Rewrite
 
 subdomains = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 hosts = st.one_of(
@@ -650,6 +652,75 @@ def test_clean_text_is_one_printable_bounded_line(data: bytes) -> None:
     text = clean_text(data, 100)
     assert text.isprintable()
     assert len(text) <= 100
+
+
+# Options
+
+
+def test_options_travel_in_both_directions() -> None:
+    options = Options(rewrite=Rewrite("http://localhost:3000"), forwarded_host=False)
+    head = build_request(OpenRequest(Kind.HTTP, "a:1", options=options))
+    parsed = parse_request(head)
+    assert isinstance(parsed, OpenRequest)
+    assert parsed.options == options
+    said = parse_reply(build_reply(OpenReply("id", options=options.names, kind=Kind.HTTP)))
+    assert said == OpenReply("id", options=("rewrite", "forwarded_host"), kind=Kind.HTTP)
+
+
+def test_options_beside_the_longest_of_everything_else_fit_into_a_head() -> None:
+    asked = OpenRequest(
+        Kind.HTTP, "h" * 249 + ":65535", "s" * 63, token="t" * 4096, host_header="h" * 255, resume="r" * 256
+    )
+    head = build_request(asked)
+    longest = f"x-tinytun-options: {urlsafe_b64encode(b'{%8190b}' % b'').rstrip(b'=').decode()}\r\n".encode()
+    parsed = parse_request(head[:-2] + longest + b"\r\n")
+    assert isinstance(parsed, OpenRequest)
+    assert parsed.options == Options()
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        (b'{"rewrite":{"origin":1}}', "option rewrite.origin: "),
+        (b'{"visitors":[]}', "option visitors: unknown"),
+        (b'{"a\x1b[31m\r\nb":1}', "not JSON"),
+        ('{"\u202e":1}'.encode(), "option : unknown"),
+        (b'{"%b":1}' % (b"x" * 4000), "option xxx"),
+    ],
+)
+def test_bad_options_are_refused_with_their_path(value: bytes, path: str) -> None:
+    head = request(b"x-tinytun-options: " + urlsafe_b64encode(value).rstrip(b"="))
+    with pytest.raises(HandshakeError, match=path) as caught:
+        parse_request(head)
+    assert caught.value.status == 400
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 250
+
+
+def test_a_blank_or_second_list_of_options_is_refused() -> None:
+    assert refused(request(b"x-tinytun-options:")) == 400
+    assert refused(request(b"x-tinytun-options: e30", b"x-tinytun-options: e30")) == 400
+
+
+def test_a_session_that_joins_has_its_tunnels_options() -> None:
+    assert opened(b"x-tinytun-join: id " + b"k" * 32, b"x-tinytun-options: e30").options is None
+
+
+@pytest.mark.parametrize("value", [b"Rewrite", b"a b", b"a;b", b"x" * 33, b"\xe9", b"a," * 70])
+def test_a_list_of_options_that_makes_no_sense_is_refused(value: bytes) -> None:
+    with pytest.raises(HandshakeError):
+        open_reply(b"x-tinytun-options: " + value)
+
+
+def test_a_server_may_name_options_that_nobody_asked_for() -> None:
+    assert open_reply(b"x-tinytun-options: one,two ,, three").options == ("one", "two", "three")
+    assert open_reply(b"x-tinytun-options: ").options == ()
+
+
+def test_the_type_that_was_opened_is_a_known_one() -> None:
+    assert open_reply(b"x-tinytun-type: tcp").kind is Kind.TCP
+    with pytest.raises(HandshakeError):
+        open_reply(b"x-tinytun-type: udp")
 
 
 # Building

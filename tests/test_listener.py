@@ -25,10 +25,14 @@ from tinytun_gevent.server.listener import Listener
 from tinytun_gevent.server.tunnels import Tunnels
 from tinytun_gevent.session import Session
 from tinytun_gevent.wire.http2 import PREFACE
+from tinytun_gevent.wire.options import Options, Rewrite, build_options
 
 CONNECT = b"CONNECT 127.0.0.1:5554 HTTP/1.1\r\n"
 SETTINGS = bytes.fromhex("000006 04 00 00000000 0003 00000064".replace(" ", ""))
 """A client's first frame: it takes 100 streams."""
+OPTIONS = b"x-tinytun-options: " + build_options(
+    Options(rewrite=Rewrite("http://localhost:3000"), forwarded_host=False)
+).encode()
 
 
 def ask(server: TunnelServer, *fields: bytes, line: bytes = CONNECT) -> tuple[socket.socket, Response]:
@@ -104,6 +108,31 @@ def test_the_host_header_is_confirmed_only_if_it_was_asked_for(server: TunnelSer
         sock.close()
         confirmed = answer.get(b"x-tinytun-host-header")
         assert (confirmed is None) == (expected is None)
+
+
+def test_options_are_confirmed_and_the_type_always_is(server: TunnelServer) -> None:
+    sock, answer = ask(server, OPTIONS)
+    with sock:
+        assert answer.get(b"x-tinytun-options") == b"rewrite, forwarded_host"
+        assert answer.get(b"x-tinytun-type") == b"http"
+        (tunnel,) = server.registry.tunnels.values()
+        assert tunnel.options == Options(rewrite=Rewrite("http://localhost:3000"), forwarded_host=False)
+    sock, answer = ask(server, b"x-tinytun-options: e30", b"x-tinytun-type: nonsense")
+    sock.close()
+    assert answer.get(b"x-tinytun-options") is None
+    assert answer.get(b"x-tinytun-type") == b"http"
+
+
+@pytest.mark.parametrize("field", [b"x-tinytun-options: e30=", b"x-tinytun-options:"])
+def test_bad_options_open_nothing(server: TunnelServer, field: bytes) -> None:
+    status, reason = refused(server, field)
+    assert status == 400
+    assert reason.startswith(b"option ")
+
+
+def test_options_of_http_are_refused_to_tcp(server: TunnelServer) -> None:
+    status, reason = refused(server, OPTIONS, b"x-tinytun-type: tcp")
+    assert (status, reason) == (400, b"option rewrite: only HTTP tunnels have it")
 
 
 def test_unknown_fields_and_a_head_in_pieces_are_fine(server: TunnelServer) -> None:

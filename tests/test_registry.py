@@ -11,6 +11,7 @@ from tinytun_gevent import names
 from tinytun_gevent.errors import NameTakenError, RefusedError, TryLaterError
 from tinytun_gevent.registry import LEASE, MAX_SESSIONS, TRY_AGAIN, Record, Registry, Tunnel
 from tinytun_gevent.wire.handshake import Kind, is_subdomain
+from tinytun_gevent.wire.options import Options, Rewrite
 
 
 @pytest.fixture
@@ -324,6 +325,32 @@ def test_what_was_remembered_is_leased_under_the_same_token(registry: Registry) 
     assert (again.leased_until, registry.token_of(again)) == (5.0 + LEASE, token)
     assert again.url == "http://app.example.com:5555"
     assert registry.claim(Kind.HTTP, subdomain="app", opener="me", resume=token) is again
+
+
+def test_options_are_remembered_with_the_name_and_go_with_a_new_claim(registry: Registry) -> None:
+    options = Options(rewrite=Rewrite("http://localhost:3000"))
+    tunnel = registry.claim(
+        Kind.HTTP, subdomain="app", resume="", host_header="localhost:3000", options=options
+    )
+    registry.establish(tunnel)
+    (record,) = registry.lasting()
+    assert (record.host_header, record.options) == ("localhost:3000", options)
+    token = registry.token_of(tunnel)
+    registry.release(tunnel)
+    again = registry.restore(record, 5.0)
+    assert again is not None
+    assert (again.host_header, again.options) == ("localhost:3000", options)
+    registry.claim(Kind.HTTP, subdomain="app", resume=token)
+    assert (again.host_header, again.options) == (None, None)
+
+
+def test_a_name_that_is_claimed_with_other_options_is_remembered_anew(registry: Registry) -> None:
+    tunnel = registry.claim(Kind.HTTP, subdomain="app", resume="")
+    registry.establish(tunnel)
+    changes: list[None] = []
+    registry.on_change = lambda: changes.append(None)
+    registry.claim(Kind.HTTP, subdomain="app", resume=registry.token_of(tunnel), options=Options())
+    assert len(changes) == 1
 
 
 @pytest.mark.parametrize("name", ["not a name", "", 29999])

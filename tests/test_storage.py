@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from tinytun_gevent.registry import Record
 from tinytun_gevent.server.storage import Storage, build_leases, parse_leases
 from tinytun_gevent.wire.handshake import Kind
+from tinytun_gevent.wire.options import Options, Rewrite
 
 ID = "0123456789abcdef" * 2
 APP = Record(Kind.HTTP, "app", ID, "", True)
 PORT = Record(Kind.TCP, 30000, ID[::-1], "somebody", True)
+OPTIONS = Options(rewrite=Rewrite("http://localhost:3000"), forwarded_host=False)
+REWRITTEN = Record(Kind.HTTP, "web", "f" * 32, "", True, "localhost:3000", OPTIONS)
 
 
 def test_the_secret_stays_and_nobody_else_reads_it(tmp_path: Path) -> None:
@@ -55,8 +58,8 @@ def test_a_damaged_secret_is_made_anew(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_leases_are_read_as_they_were_written(tmp_path: Path) -> None:
-    Storage(str(tmp_path)).write_leases([APP, PORT])
-    assert Storage(str(tmp_path)).read_leases() == [APP, PORT]
+    Storage(str(tmp_path)).write_leases([APP, PORT, REWRITTEN])
+    assert Storage(str(tmp_path)).read_leases() == [APP, PORT, REWRITTEN]
     Storage(str(tmp_path)).write_leases([])
     assert Storage(str(tmp_path)).read_leases() == []
 

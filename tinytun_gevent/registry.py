@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .session import Session
+    from .wire.options import Options
 
 TRY_AGAIN: Final = 5.0
 """Seconds after which a client that found the server full is told to try again."""
@@ -52,6 +53,8 @@ class Tunnel:
     url: str | None = None
     #: What the local service is to see as ``Host``; None for the visitor's own.
     host_header: str | None = None
+    #: What else its client asked of the server's edge; None for nothing.
+    options: Options | None = None
     #: The opener's address, ``ip:port``.
     remote: str = ""
     #: Who opened it, as `ServerCore.authorize` knows him; ``""`` for anybody.
@@ -111,6 +114,9 @@ class Record:
     opener: str
     #: Whether there is an owner with a token; the others' names are kept for their visitors only.
     resumable: bool
+    #: What its visitors' requests depend on, who may wait here for its client.
+    host_header: str | None = None
+    options: Options | None = None
 
 
 class Registry:
@@ -152,6 +158,7 @@ class Registry:
         subdomain: str | None = None,
         port: int | None = None,
         host_header: str | None = None,
+        options: Options | None = None,
         remote: str = "",
         opener: str = "",
         resume: str | None = None,
@@ -176,10 +183,13 @@ class Registry:
             tunnel = self._new(kind, self._free(kind, rights) if name is None else name)
         elif not self._is_owner(tunnel, opener, resume):
             raise NameTakenError(f"{'Subdomain' if kind is Kind.HTTP else 'Port'} not available")
-        tunnel.kind, tunnel.host_header, tunnel.remote = kind, host_header, remote
+        tunnel.kind, tunnel.remote = kind, remote
+        tunnel.host_header, tunnel.options = host_header, options
         tunnel.opener, tunnel.resumable = opener, resume is not None
         tunnel.key = random_id()
         tunnel.promised += 1
+        if tunnel.ready:  # else it is noted when it is established
+            self._changed(tunnel)
         return tunnel
 
     def _new(self, kind: Kind, name: str | int, tunnel_id: str | None = None) -> Tunnel:
@@ -290,7 +300,15 @@ class Registry:
     def records(self) -> list[Record]:
         """What a process that takes over has to know: all names that visitors may ask for."""
         return [
-            Record(tunnel.kind, tunnel.name, tunnel.id, tunnel.opener, tunnel.resumable)
+            Record(
+                tunnel.kind,
+                tunnel.name,
+                tunnel.id,
+                tunnel.opener,
+                tunnel.resumable,
+                tunnel.host_header,
+                tunnel.options,
+            )
             for tunnel in self.tunnels.values()
             if tunnel.ready or tunnel.leased_until is not None
         ]
@@ -304,6 +322,7 @@ class Registry:
             return None
         tunnel = self._new(record.kind, record.name, record.id)
         tunnel.opener, tunnel.resumable = record.opener, record.resumable
+        tunnel.host_header, tunnel.options = record.host_header, record.options
         self.lease(tunnel, now, at_least)
         return tunnel
 

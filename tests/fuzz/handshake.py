@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from tinytun_gevent.errors import HandshakeError
-from tinytun_gevent.wire import handshake
+from tinytun_gevent.wire import handshake, options, origin
 from tinytun_gevent.wire.handshake import Kind, OpenReply, OpenRequest
+from tinytun_gevent.wire.options import Options, Rewrite
 
 from .splitting import outcome
 
-CODE = (handshake,)
+CODE = (handshake, options, origin)
 _ID = "0123456789abcdef" * 2
 _REQUESTS = (
     OpenRequest(Kind.HTTP, "server.test:5554", subdomain="app", token="a.b-c==", host_header="app.test"),
     OpenRequest(Kind.TCP, "[::1]:5554", port=30000, resume="x" * 64),
     OpenRequest(Kind.HTTP, "server.test", join=handshake.Join(_ID, "k" * 32)),
     OpenRequest(Kind.TCP_PORT, "1.2.3.4:1", resume=""),
+    OpenRequest(Kind.HTTP, "a", options=Options(rewrite=Rewrite("http://[::1]:1"), forwarded_host=False)),
 )
 _REPLIES = (
     OpenReply(_ID, domain="app.test", subdomain="app", url="http://app.test", host_header=True),
     OpenReply(_ID, port=20000, join_key="k" * 32, resume="r" * 64),
+    OpenReply(_ID, domain="app.test", options=("rewrite", "forwarded_host"), kind=Kind.HTTP),
 )
 SEEDS = (
     *(b"\0" + handshake.build_request(request) for request in _REQUESTS),
@@ -54,6 +57,7 @@ TOKENS = (
     *(
         b"x-tinytun-resume: \r\n",
         b"x-tinytun-host-header: [::1]:1\r\n",
+        b"x-tinytun-options: e30\r\n",
         b"Authorization: Bearer x\r\n",
         b"Host: a\r\n",
     ),

@@ -24,6 +24,7 @@ from ..stream import REFUSED_STREAM, Stream
 from ..wire.handshake import OpenReply, OpenRequest
 from .backoff import Backoff
 from .config import ClientConfig
+from .confirming import warnings
 from .crowd import Crowd
 from .events import Counters, Listener, State
 from .joining import Team
@@ -182,10 +183,11 @@ class Agent:
     def _connect(self, lost_at: float) -> Session:
         """One attempt; returns a session that has begun. Raises TunnelError; blocks."""
         with gevent.Timeout(self._time_left(lost_at), UnreachableError(self.reason or "no answer")):
-            session, self._granted, url = open_session(self.config, self._request(), self._on_stream)
+            request = self._request()
+            session, self._granted, url = open_session(self.config, request, self._on_stream)
         self._claim.keep(self._granted.resume)
-        if self.config.host_header is not None and not self._granted.host_header:
-            self._warn_once("this server does not know --host-header: the local service sees the public Host")
+        for text in warnings(request, self._granted):
+            self._warn_once(text)
         self._taken_since = None
         if url != self.url:
             self.url = url
@@ -254,6 +256,7 @@ class Agent:
             subdomain=config.subdomain or (granted.subdomain if granted else None),
             port=config.port or (granted.port if granted else None),
             host_header=config.host_header,
+            options=config.options,
             resume=self._claim.show(),
             token=config.token,
         )

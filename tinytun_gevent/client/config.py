@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 from urllib.parse import urlsplit
 
 from ..errors import UsageError
@@ -15,6 +15,9 @@ from .credentials import PLAIN, choose_token, must_hide
 from .proxies import Proxy, choose_proxy
 from .state import state_directory
 from .target import Target, Verify, parse_target
+
+if TYPE_CHECKING:
+    from ..wire.options import Options
 
 DEFAULT_SERVER = "https://tinytun.com:5554"
 SERVER_VARIABLE = "TINYTUN_SERVER_URL"
@@ -73,6 +76,8 @@ class ClientConfig:
     concurrency: int = DEFAULT_CONCURRENCY
     sessions: int = DEFAULT_SESSIONS
     host_header: str | None = None
+    #: What else is asked of the server's edge; None for nothing.
+    options: Options | None = None
     ca: str | None = None
     insecure: bool = False
     proxy: Proxy | None = None

@@ -12,6 +12,7 @@ from ..session import Session
 from ..stream import Stream
 from ..wire.handshake import Kind, OpenReply, OpenRequest
 from .config import ClientConfig
+from .confirming import check_confirmed
 from .dial import Address, dial_server
 from .opening import open_tunnel, public_url
 
@@ -37,6 +38,7 @@ def open_session(
     sock = dial_server(config, address=address)
     try:
         reply, early = open_tunnel(sock, request, wish_of(request))
+        check_confirmed(request, reply)
         url = public_url(config, reply)
         limit = config.concurrency
         session = Session(sock, opener=False, max_streams=limit, received=early, on_stream=on_stream)

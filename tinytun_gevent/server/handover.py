@@ -30,8 +30,8 @@ from gevent import socket
 
 from ..registry import Record
 from ..sockets import BareSocket
-from ..wire.handshake import Kind
 from .channel import MOST_DESCRIPTORS, Channel
+from .storage import read_record, record_fields
 
 log = logging.getLogger("tinytun_gevent.server")
 
@@ -264,19 +264,11 @@ def _same_user(sock: socket.socket) -> bool:
 
 
 def _fields(record: Record) -> dict[str, Any]:
-    return {
-        "kind": record.kind.value,
-        "name": record.name,
-        "id": record.id,
-        "opener": record.opener,
-        "resumable": record.resumable,
-    }
+    return {**record_fields(record), "resumable": record.resumable}
 
 
 def _record(fields: dict[str, Any]) -> Record:
-    return Record(
-        Kind(fields["kind"]), fields["name"], fields["id"], fields["opener"], bool(fields["resumable"])
-    )
+    return read_record(fields, resumable=bool(fields["resumable"]))
 
 
 def _moved(message: dict[str, Any]) -> Moved:

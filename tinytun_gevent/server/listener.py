@@ -170,4 +170,6 @@ def _reply(registry: Registry, tunnel: Tunnel, request: OpenRequest) -> OpenRepl
         host_header=request.host_header is not None,
         join_key=tunnel.key,
         resume=token,
+        options=request.options.names if request.options is not None else (),
+        kind=tunnel.kind,
     )

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from .. import files
 from ..registry import Record
-from ..wire.handshake import Kind
+from ..wire.handshake import Kind, is_host
+from ..wire.options import build_options, parse_options
 
 log = logging.getLogger("tinytun_gevent.server")
 
@@ -91,10 +92,7 @@ class Storage:
 
 def build_leases(records: Iterable[Record]) -> bytes:
     """The lease file's text."""
-    names = [
-        {"kind": record.kind.value, "name": record.name, "id": record.id, "opener": record.opener}
-        for record in records
-    ]
+    names = [record_fields(record) for record in records]
     return json.dumps({"version": 1, "names": names}, indent=0).encode() + b"\n"
 
 
@@ -104,16 +102,42 @@ def parse_leases(data: bytes) -> list[Record]:
         content = json.loads(data)
         if content["version"] != 1:
             raise ValueError("it is of another version")
-        return [_record(name) for name in content["names"]]
+        return [_leased(name) for name in content["names"]]
     except (RecursionError, TypeError, KeyError, AttributeError) as error:
         raise ValueError("it is not a list of names") from error
 
 
-def _record(fields: dict[str, Any]) -> Record:
-    record = Record(Kind(fields["kind"]), fields["name"], fields["id"], fields["opener"], True)
+def record_fields(record: Record) -> dict[str, Any]:
+    """What JSON has of a name, but for ``resumable``."""
+    fields = {"kind": record.kind.value, "name": record.name, "id": record.id, "opener": record.opener}
+    if record.host_header is not None:
+        fields["host_header"] = record.host_header
+    if record.options is not None:
+        fields["options"] = build_options(record.options)
+    return fields
+
+
+def read_record(fields: dict[str, Any], *, resumable: bool) -> Record:
+    """The name that `record_fields` wrote. Raises ``ValueError``, ``KeyError`` or ``TypeError``."""
+    kind, options = Kind(fields["kind"]), fields.get("options")
+    return Record(
+        kind,
+        fields["name"],
+        fields["id"],
+        fields["opener"],
+        resumable,
+        fields.get("host_header"),
+        None if options is None else parse_options(options, http=kind is Kind.HTTP),
+    )
+
+
+def _leased(fields: dict[str, Any]) -> Record:
+    record = read_record(fields, resumable=True)
     wanted = str if record.kind is Kind.HTTP else int
     if type(record.name) is not wanted or not _ID.match(record.id) or not isinstance(record.opener, str):
         raise ValueError("it has a name that makes no sense")
+    if record.host_header is not None and not is_host(record.host_header):
+        raise ValueError("it has a Host that makes no sense")
     return record
 
 

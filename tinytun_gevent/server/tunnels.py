@@ -96,6 +96,7 @@ class Tunnels:
                 subdomain=request.subdomain,
                 port=request.port,
                 host_header=request.host_header,
+                options=request.options,
                 remote=f"{bracketed(caller[0])}:{caller[1]}",
                 opener=account.id,
                 resume=request.resume,

@@ -14,8 +14,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
 from ipaddress import AddressValueError, IPv6Address
+from typing import TYPE_CHECKING
 
 from tinytun_gevent.errors import HandshakeError, UsageError
+
+if TYPE_CHECKING:
+    from tinytun_gevent.wire.options import Options
 
 MAX_HEAD = 16384  # bytes in a request or reply head; browsers and proxies stay under 8 KiB
 MAX_FIELDS = 100  # the tunnel needs six; proxies in between add a dozen
@@ -24,6 +28,7 @@ MAX_TOKEN = 4096  # bytes; a JWT with many claims is about 2 KiB
 MAX_URL = 2048
 MAX_HOST = 255  # RFC 1035 2.3.4: a name; with a port it is still enough in practice
 MAX_RETRY_AFTER = 86400  # seconds; a server cannot send its clients away for longer
+MAX_CONFIRMED = 64  # options that a reply may name; there are three
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}\Z")  # RFC 9110 5.6.2, methods and field names
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*\Z")  # RFC 9110 5.5
@@ -36,6 +41,7 @@ _RESUME = re.compile(r"[0-9A-Za-z._~+/=-]{16,256}\Z")  # ours are 64 hexadecimal
 _URL = re.compile(r"(?:https?|tcp)://[\x21-\x7e]+\Z")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (?P<status>[1-5][0-9]{2})(?: (?P<reason>[^\r\n]*))?\Z")
 _PORT = re.compile(r"[0-9]{1,5}\Z")
+_OPTION = re.compile(r"[a-z0-9_]{1,32}\Z")
 
 _SINGLE = (b"host", b"authorization", b"content-length")  # and every x-tinytun- field
 
@@ -65,6 +71,7 @@ class OpenRequest:
     token, ``host_header`` what the local service is to see as ``Host``. With ``join`` no tunnel
     is opened: the session is added to one that is there, and name and port mean nothing.
     ``resume`` shows that the name was ours a moment ago; ``""`` asks for a token that will, None for nothing.
+    ``options`` is what is asked of the server's edge; a request that joins has none, its tunnel has.
     """
 
     kind: Kind
@@ -75,6 +82,7 @@ class OpenRequest:
     host_header: str | None = None
     join: Join | None = None
     resume: str | None = field(default=None, repr=False)
+    options: Options | None = None
 
 
 class HealthCheck:
@@ -90,7 +98,8 @@ class OpenReply:
     ``url`` and ``host_header`` are None and False from a server that does not know these
     extensions; ``host_header`` acknowledges that the request's was understood. ``join_key``
     is the secret with which further sessions join the tunnel; None where they cannot. ``resume`` is what
-    to show to get the name back after a loss; None where a name is anybody's then.
+    to show to get the name back after a loss; None where a name is anybody's then. ``options`` names those
+    that the server applies, ``kind`` is the type that it opened; None from a server that does not say.
     """
 
     connection_id: str
@@ -101,6 +110,8 @@ class OpenReply:
     host_header: bool = False
     join_key: str | None = field(default=None, repr=False)
     resume: str | None = field(default=None, repr=False)
+    options: tuple[str, ...] = ()
+    kind: Kind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +199,8 @@ def build_request(request: OpenRequest) -> bytes:
         if request.resume and not _RESUME.match(request.resume):
             raise UsageError("the resume token cannot be one")
         fields.append(("x-tinytun-resume", request.resume))
+    if request.options is not None:
+        fields.append(("x-tinytun-options", _options_value(request.options)))
     return _head(f"CONNECT {request.authority} HTTP/1.1", fields)
 
 
@@ -230,6 +243,10 @@ def build_reply(reply: OpenReply) -> bytes:
         fields.append(("x-tinytun-join", reply.join_key))
     if reply.resume is not None:
         fields.append(("x-tinytun-resume", reply.resume))
+    if reply.options:
+        fields.append(("x-tinytun-options", ", ".join(reply.options)))
+    if reply.kind is not None:
+        fields.append(("x-tinytun-type", reply.kind.value))
     return _head("HTTP/1.1 101 Switching Protocols", fields)
 
 
@@ -354,6 +371,7 @@ def _open_request(authority: str, fields: dict[bytes, str]) -> OpenRequest:
         host_header=host_header,
         join=join,
         resume=_resume(fields) if join is None else None,
+        options=_options(fields, kind) if join is None else None,
     )
 
 
@@ -379,6 +397,40 @@ def _resume(fields: dict[bytes, str]) -> str | None:
     if value and not _RESUME.match(value):
         raise HandshakeError("x-tinytun-resume is not a resume token")
     return value
+
+
+def _options(fields: dict[bytes, str], kind: Kind) -> Options | None:
+    value = fields.get(b"x-tinytun-options")
+    if value is None:
+        return None
+    from tinytun_gevent.wire.options import parse_options  # msgspec: most processes never need it
+
+    try:
+        return parse_options(value, http=kind is Kind.HTTP)
+    except ValueError as error:
+        raise HandshakeError(f"option {clean_text(str(error).encode(), 200)}") from None
+
+
+def _options_value(options: Options) -> str:
+    from tinytun_gevent.wire.options import build_options
+
+    return build_options(options)
+
+
+def _confirmed(fields: dict[bytes, str]) -> tuple[str, ...]:
+    """The options that a server says it applies."""
+    names = [name.strip(" \t") for name in fields.get(b"x-tinytun-options", "").split(",")]
+    if len(names) > MAX_CONFIRMED or not all(_OPTION.match(name) for name in names if name):
+        raise HandshakeError("its list of options is invalid")
+    return tuple(filter(None, names))
+
+
+def _confirmed_kind(fields: dict[bytes, str]) -> Kind | None:
+    value = fields.get(b"x-tinytun-type")
+    try:
+        return None if value is None else Kind(value)
+    except ValueError:
+        raise HandshakeError("its type of tunnel is unknown") from None
 
 
 def _subdomain(fields: dict[bytes, str]) -> str | None:
@@ -432,6 +484,8 @@ def _open_reply(fields: dict[bytes, str]) -> OpenReply:
         host_header=b"x-tinytun-host-header" in fields,
         join_key=join_key,
         resume=_resume(fields) or None,
+        options=_confirmed(fields),
+        kind=_confirmed_kind(fields),
     )
 
 
