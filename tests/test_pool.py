@@ -712,3 +712,48 @@ def test_of_those_who_wait_for_a_stream_only_so_many_wait_for_a_session(
     pool.add(FakeSession(2))
     queue.wait(4)
     assert queue.served[2:] == [0, 1]
+
+
+# -- places that others give up --------------------------------------------------------------------
+
+
+def test_no_more_places_are_claimed_than_are_waited_for() -> None:
+    pool, _ = make_pool(1)
+    queue = Queue(pool)
+    stream = pool.acquire()
+    assert not pool.claim(1.0)
+    queue.ask("a")
+    queue.ask("b")
+    assert [pool.claim(2.0) for _ in range(3)] == [True, True, False]
+    assert [pool.claim(3.0) for _ in range(3)] == [True, True, False]
+    pool.release(stream)
+    queue.wait(1)
+    assert [pool.claim(4.0) for _ in range(2)] == [True, False]
+    pool.close()
+
+
+def test_no_place_is_claimed_for_those_who_wait_for_a_session() -> None:
+    pool, [session] = make_pool(1)
+    pool.remove(session)
+    pool.expect()
+    Queue(pool).ask("a")
+    assert not pool.claim(1.0)
+    pool.close()
+
+
+def test_a_visitor_that_has_left_leaves_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "LOOK_AGAIN", 0.01)
+    pool, [session] = make_pool(1)
+    queue, gone = Queue(pool), threading.Event()
+    stream = pool.acquire()
+    queue.ask("leaves", gone=gone.is_set)
+    queue.ask("stays", gone=lambda: False)
+    gone.set()
+    queue.wait(1)
+    who, error = queue.got[0]
+    assert who == "leaves"
+    assert isinstance(error, SessionClosedError)
+    pool.release(stream)
+    queue.wait(2)
+    assert queue.served == ["leaves", "stays"]
+    assert session.stream_count <= 1

@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 import pytest
 import trustme
-from gevent import socket
+from gevent import socket, ssl
 from helpers import MIB, deadline, socket_pair, tls_ends, tls_pair, wait_until
 
 from tinytun_gevent import sockets
@@ -332,6 +332,49 @@ def test_whether_the_other_side_is_waited_for() -> None:
     finally:
         end.close()
         theirs.close()
+
+
+def test_whether_the_end_is_next(pair: Any) -> None:
+    """Nothing is read by asking; bytes before the end are not the end."""
+    end, theirs = pair
+    try:
+        assert not end.at_end
+        theirs.sendall(b"unread")
+        wait_until(lambda: end.unread)
+        assert not end.at_end
+        if hasattr(theirs, "_sslobj"):
+            with contextlib.suppress(ssl.SSLError):
+                theirs._sslobj.shutdown()  # close_notify; unwrap would wait for the other's
+        theirs.shutdown(native.SHUT_WR)
+        assert not end.at_end
+        assert end.recv(10) == b"unread"
+        wait_until(lambda: end.at_end)
+        assert end.recv(10) == b""
+        assert end.at_end
+    finally:
+        end.close()
+        theirs.close()
+
+
+def test_the_end_is_next_behind_an_unread_close_notify(authority: trustme.CA) -> None:
+    end, theirs = tls_pair(authority)
+    with contextlib.suppress(ssl.SSLError):
+        theirs._sslobj.shutdown()
+    wait_until(lambda: sockets.unread(end.sock))
+    assert not end.at_end  # a visitor may still be there without its FIN
+    theirs.close()
+    wait_until(lambda: end.at_end)
+    end.close()
+
+
+def test_a_reset_is_no_end() -> None:
+    ours, theirs = socket_pair()
+    end = end_of(ours)
+    set_reset(theirs)
+    theirs.close()
+    with pytest.raises(ConnectionResetError):
+        wait_until(lambda: end.at_end)
+    end.close()
 
 
 @linux_only

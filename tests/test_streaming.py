@@ -412,7 +412,7 @@ def test_more_pipelined_requests_than_fit_a_head(
 def test_a_half_closed_visitor_gets_his_answers(
     server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel
 ) -> None:
-    """His FIN is not passed on; the service may take its time."""
+    """Its last request said that nothing follows. The FIN is not passed on; the service may take its time."""
     ended_early: list[bool] = []
 
     def script(peer: Peer) -> None:
@@ -427,7 +427,8 @@ def test_a_half_closed_visitor_gets_his_answers(
 
     open_tunnel(start_service(script))
     with connect(server.proxy_port) as sock:
-        sock.sendall(request("demo", "/1") + request("demo", "/2", method=b"POST", body=b"body"))
+        last = request("demo", "/2", b"Connection: close", method=b"POST", body=b"body")
+        sock.sendall(request("demo", "/1") + last)
         sock.shutdown(socket.SHUT_WR)
         assert read_response(sock).body == b"/1"
         assert read_response(sock).body == b"/2body"

@@ -21,7 +21,7 @@ from support import (
     respond,
 )
 
-from tinytun_gevent.server import pace, watch
+from tinytun_gevent.server import leaving, pace
 from tinytun_gevent.server.edge import Edge
 
 GRACE = 0.3
@@ -201,7 +201,7 @@ def test_an_upgrade_is_not_waited_for_by_somebody_who_cannot_use_it(
     open_tunnel: OpenTunnel,
 ) -> None:
     """He has half-closed, which an answer that comes soon does not mind."""
-    monkeypatch.setattr(watch, "ONE_WAY", GRACE)
+    monkeypatch.setattr(leaving, "HALF_CLOSED_GRACE", GRACE)
 
     def script(peer: Peer) -> None:
         while (got := peer.read_request()) is not None:

@@ -185,6 +185,17 @@ class PlainEnd:
         """Whether a greenlet waits for something to read, and nothing has come."""
         return self._reader is not None and bool(self._reader.active) and not unread(self.sock)
 
+    @property
+    def at_end(self) -> bool:
+        """Whether the end of the peer's input has come and nothing unread lies before it; reads nothing.
+
+        Raises ``OSError`` if the connection was reset.
+        """
+        try:
+            return not self._raw.recv(1, native.MSG_PEEK)
+        except BlockingIOError:
+            return False
+
     def check(self) -> None:
         """Raises ``OSError`` if the connection was reset, which otherwise only reading would tell."""
         if error := self.sock.getsockopt(native.SOL_SOCKET, native.SO_ERROR):

@@ -16,6 +16,7 @@ import gevent
 from gevent import ssl
 from gevent.hub import Hub
 
+from tinytun_gevent import sockets
 from tinytun_gevent.sockets import Buffer, PlainEnd
 
 PIECE: Final = 64 * 1024
@@ -30,6 +31,9 @@ RECEIVE: Final = 256 * 1024
 
 OVERHEAD: Final = 4096
 """Bytes of ciphertext read beyond those asked for: what records add, and the beginning of one."""
+
+GOODBYE: Final = 40
+"""Bytes of ciphertext that may be a close_notify: 24 in TLS 1.3, 31 in 1.2 by AES-GCM. Requests have more."""
 
 _scratches: WeakKeyDictionary[Hub, tuple[memoryview, memoryview]] = WeakKeyDictionary()
 
@@ -152,6 +156,16 @@ class TlsEnd(PlainEnd):
     @property
     def unread(self) -> int:
         return super().unread + self._incoming.pending + int(self._tls.pending()) + len(self._stash)
+
+    @property
+    def at_end(self) -> bool:
+        """As for a plain socket; a close_notify that is unread counts as the end if the FIN is behind it."""
+        if self._stash or self._over:
+            return not self._stash
+        if self._held or self._incoming.pending:
+            return False
+        unread = sockets.unread(self.sock)
+        return unread <= GOODBYE and sockets.half_closed(self.sock)
 
     def recv_now(self, view: memoryview) -> int:
         """As for a plain socket; -1 also if what has come is no data yet.

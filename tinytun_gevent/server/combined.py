@@ -22,7 +22,7 @@ LONGEST: Final = 2048
 """Bytes of one value of the visitor's; more are no use to a reader and would fill the disk at his will."""
 
 LEFT: Final = 499
-"""What nginx calls the status of a visitor who left before there was an answer."""
+"""nginx's status for a visitor that left before it had the whole answer."""
 
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _UNSAFE: Final = re.compile(rb"[^\x20\x21\x23-\x5b\x5d-\x7e]")  # '"', "\\" and all that is not printable

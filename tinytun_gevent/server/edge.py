@@ -21,7 +21,7 @@ from tinytun_gevent.errors import (
 )
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.relay import SocketSink, pump
-from tinytun_gevent.server import proxied
+from tinytun_gevent.server import leaving, proxied
 from tinytun_gevent.server.addresses import plain
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.forwarder import Forwarder
@@ -185,6 +185,8 @@ class Visitor:
                 self._wait_exchange()
                 if self.finished or self._move(head) or not self._serve(head):
                     break
+            if head is None and self.gone_at_end:
+                self.leave()
             self._wait_exchange()
         except Interrupted:
             if not self._move():
@@ -353,6 +355,46 @@ class Visitor:
         self.sink.wait_done()
         exchange.end_upgraded()
 
+    # -- half-closed visitors ---------------------------------------------------
+
+    @property
+    def half_closed(self) -> bool:
+        """Whether the visitor's FIN has come, read or not."""
+        return self._ended or sockets.half_closed(self.end.sock)
+
+    @property
+    def gone_at_end(self) -> bool:
+        """Whether a FIN right behind the request under way means that the visitor has left."""
+        exchange = self.exchange
+        if exchange is None or exchange.upgraded:
+            return False
+        return leaving.is_gone(exchange.request, self._core.is_trusted(self.client[0]))
+
+    @property
+    def gone(self) -> bool:
+        """Whether the FIN has come and means that, so far as the kernel tells.
+
+        Further requests before the FIN may have been meant; the rest of this one's body cannot be of use.
+        """
+        if self._ended:
+            return self.gone_at_end
+        exchange = self.exchange
+        if exchange is None:
+            return False
+        if exchange.request_sent:
+            if self._waiting is not None and not exchange.request.upgrade:
+                return False  # the head of another request has been read
+            if self._buffer or not self.end.at_end:
+                return False
+        return self.gone_at_end
+
+    def leave(self) -> None:
+        """The visitor has left: ends the exchange under way, so that it cannot look whole. Never blocks."""
+        if self.exchange is not None and self.exchange.started:
+            self.lost()
+        else:
+            self._abandon()
+
     # -- what the exchange calls; nothing here blocks -------------------------
 
     def answer(self, failure: Failure, accept: bytes, *, close: bool, head_only: bool = False) -> int:
@@ -404,8 +446,8 @@ class Visitor:
     def lost(self) -> None:
         """The visitor takes no more bytes."""
         self.finished = True
+        self.end.abort()  # first, or its end would look clean
         self._abandon()
-        self.end.abort()
 
     def _abandon(self) -> None:
         """Ends the exchange under way, if there is one."""

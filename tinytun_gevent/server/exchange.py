@@ -364,6 +364,8 @@ class Exchange:
         """The visitor has left: the service need not go on."""
         if self._claim_end():
             self.close = True
+            if not self.upgraded:
+                self.status = 0
             self._drop_stream()
             self.visitor.exchange_over(self)
 

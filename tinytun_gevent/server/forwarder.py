@@ -134,7 +134,12 @@ class Forwarder:
             return pinned
         request = exchange.request
         retriable = request.method in http1.IDEMPOTENT and 0 <= request.length <= len(self._buffer)
-        stream = self._pool.acquire(reuse=request.minor == 1 and not fresh, retriable=retriable, first=first)
+        stream = self._pool.acquire(
+            reuse=request.minor == 1 and not fresh,
+            retriable=retriable,
+            first=first,
+            gone=lambda: exchange.over,
+        )
         if exchange.over or self._has_left(exchange):
             self._pool.release(stream)
             raise SessionClosedError("the visitor has left")
@@ -152,6 +157,10 @@ class Forwarder:
             exchange.abandon()
             return True
         return False
+
+    def others_wait(self, now: float) -> bool:
+        """Whether another visitor waits for this one's place (:meth:`StreamPool.claim`)."""
+        return self._pool is not None and self._pool.claim(now)
 
     def _connect(self, exchange: Exchange, peer: Peer) -> Upstream:
         """A connection to a peer. Blocks; one that cannot be reached is not believed any longer."""

@@ -23,7 +23,7 @@ METRICS: Final[Mapping[str, str]] = {
     "tinytun_sessions": "Connections of tunnel clients that carry visitors.",
     "tinytun_visitors": "HTTP exchanges, upgraded ones too, and TCP connections under way.",
     "tinytun_connections": "Connections by the port that they came to.",
-    "tinytun_exchanges_total": "HTTP exchanges that are over, by class of status; none: without an answer.",
+    "tinytun_exchanges_total": "HTTP exchanges that are over, by class of status; none: visitors that left.",
     "tinytun_bytes_total": "Bytes through all tunnels; in: from visitors, out: to them.",
     "tinytun_exchange_seconds": "From a request's head to its answer's end; without upgraded connections.",
     "tinytun_refusals_total": "What was refused.",

@@ -38,7 +38,7 @@ class Observed(Protocol):
 
     @property
     def status(self) -> int:
-        """The final answer's; 0 if there was none."""
+        """The final answer's; 0 if the visitor left before it had all of it."""
 
     @property
     def response_bytes(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
@@ -143,6 +144,8 @@ class StreamPool:
         self._only: _Lane | None = None
         self._leaving: list[Stream] = []
         self._waiting: deque[Event] = deque()
+        #: When :meth:`claim` was last called, and how many places were claimed in that round.
+        self._claimed = (0.0, 0)
         #: Set when a stream has become free; made by whoever waits for that.
         self._freed: Event | None = None
 
@@ -185,23 +188,44 @@ class StreamPool:
         self.expecting = False
         self._wake_all()
 
+    def claim(self, now: float) -> bool:
+        """Whether a visitor waits for the place of another one that can be given up.
+
+        Call it for each such place, with the same ``now`` in each round: no more are claimed than are waited
+        for.
+        """
+        at, claimed = self._claimed
+        if at != now:
+            claimed = 0
+        if claimed >= len(self._waiting) or self._is_away:
+            return False
+        self._claimed = now, claimed + 1
+        return True
+
     def acquire(
-        self, *, reuse: bool = False, retriable: bool = True, first: bool = False, visitor: str | None = None
+        self,
+        *,
+        reuse: bool = False,
+        retriable: bool = True,
+        first: bool = False,
+        visitor: str | None = None,
+        gone: Callable[[], bool] | None = None,
     ) -> Stream:
         """A stream to the local service; blocks while all are in use, first come first served.
 
         With ``reuse`` an idle one will do, if it was used a moment ago or the request is
         ``retriable``. ``first`` puts the caller at the head of the queue (a refused stream,
-        RFC 9113 §8.7). ``visitor`` is told to the client on a new stream.
+        RFC 9113 §8.7). ``visitor`` is told to the client on a new stream. ``gone`` tells whether the caller's
+        visitor has left, which ends the wait within :data:`LOOK_AGAIN`.
 
         Raises :class:`StreamLimitError` after waiting in vain for a stream,
-        :class:`SessionClosedError` if no session is expected, or none came.
+        :class:`SessionClosedError` if no session is expected, or none came, or the visitor has ``gone``.
         """
         if first or not self._waiting:
             stream = self._take(reuse, retriable, visitor)
             if stream is not None:
                 return stream
-        return self._queue(reuse, retriable, first, visitor)
+        return self._queue(reuse, retriable, first, visitor, gone)
 
     @property
     def in_use(self) -> int:
@@ -259,7 +283,14 @@ class StreamPool:
         if not stream.closed:
             self._leaving.append(stream)
 
-    def _queue(self, reuse: bool, retriable: bool, first: bool, visitor: str | None) -> Stream:
+    def _queue(
+        self,
+        reuse: bool,
+        retriable: bool,
+        first: bool,
+        visitor: str | None,
+        gone: Callable[[], bool] | None,
+    ) -> Stream:
         if self._is_away and len(self._waiting) >= self._places:
             raise SessionClosedError("too many visitors wait for the tunnel's client")
         patience = _Patience(self._wait, self._park)
@@ -272,6 +303,8 @@ class StreamPool:
             while True:
                 turn.wait(min(LOOK_AGAIN, patience.left(self._is_away)))
                 turn.clear()
+                if gone is not None and gone():
+                    raise SessionClosedError("the visitor has left")
                 if self._waiting[0] is turn:
                     stream = self._take(reuse, retriable, visitor)
                     if stream is not None:

@@ -36,7 +36,7 @@ GOAWAY_REASONS: Final = (*(code.name for code in ErrorCodes), "other")
 """HTTP/2's error codes in their order (RFC 9113 §7), and one word for whatever else a peer may say."""
 
 NO_ANSWER: Final = 0
-"""Where in `Tally.statuses` exchanges stand that ended without any answer."""
+"""Where in `Tally.statuses` exchanges stand whose visitors left before they had the whole answer."""
 
 UPGRADED: Final = 101
 """The status of an exchange that lasted as long as its connection: how long says nothing of the service."""
@@ -115,7 +115,7 @@ class Tally:
         self.refusals[reason] += 1
 
     def exchange(self, status: int, seconds: float) -> None:
-        """Counts an exchange that is over; ``status`` is 0 if there was no answer.
+        """Counts an exchange that is over; ``status`` is 0 if the visitor left before it had all.
 
         What is beyond 5xx counts as that, as a visitor takes it (RFC 9110 §15).
         """

@@ -9,6 +9,7 @@ from tinytun_gevent import sockets
 from tinytun_gevent.errors import MessageError
 from tinytun_gevent.server import pace
 from tinytun_gevent.server.exchange import Exchange
+from tinytun_gevent.server.leaving import HalfClosed
 from tinytun_gevent.server.pace import Pace
 from tinytun_gevent.server.pages import Failure
 from tinytun_gevent.stream import Stream
@@ -20,24 +21,31 @@ if TYPE_CHECKING:
 LINGER: Final = 2.0
 """Seconds after our half-close for the visitor to read the answer and close (RFC 9112 §9.6)."""
 
-ONE_WAY: Final = 10.0
-"""Seconds for the answer to an upgrade whose visitor has half-closed, and cannot use what he asked for:
-he has left, or wants to see it refused."""
-
 
 class Watch:
     """The deadlines of one visitor, and of the exchange that he is in."""
 
-    __slots__ = ("_config", "_exchange", "_moved", "_moved_at", "_sending", "_taking", "_visitor")
+    __slots__ = (
+        "_config",
+        "_exchange",
+        "_half_closed",
+        "_moved",
+        "_moved_at",
+        "_sending",
+        "_taking",
+        "_visitor",
+    )
 
     def __init__(self, config: ServerConfig, visitor: Visitor) -> None:
         self._config = config
         self._visitor = visitor
-        #: The exchange whose body is timed.
+        #: The exchange that is timed.
         self._exchange: Exchange | None = None
         #: How patient we still are with his body under way, and with him as a reader.
         self._sending: Pace | None = None
         self._taking: Pace | None = None
+        #: How long the visitor, who has half-closed, still keeps its place.
+        self._half_closed: HalfClosed | None = None
         #: Bytes that an upgraded connection had carried when it was last looked at, and when those were new.
         self._moved = 0
         self._moved_at = time.monotonic()
@@ -50,10 +58,14 @@ class Watch:
         elif exchange is not None:
             try:
                 visitor.end.check()  # nobody may be reading, so nothing else would tell of a reset
+                left = not exchange.upgraded and visitor.half_closed and self._has_left(exchange, now)
             except OSError:
                 visitor.lost()
                 return
-            self._check_exchange(exchange, now)
+            if left:
+                visitor.leave()
+            else:
+                self._check_exchange(exchange, now)
         elif visitor.finished:
             if visitor.sink.done and now - visitor.since > LINGER:
                 visitor.end.close()
@@ -75,12 +87,28 @@ class Watch:
             exchange.fail(Failure(504, "The tunnel's client did not accept the connection in time."))
         elif theirs and waited > self._config.answer_timeout:
             exchange.fail(Failure(504, "The local service did not answer in time."))
-        elif exchange.request_sent:
-            one_way = exchange.request.upgrade and waited > ONE_WAY
-            if one_way and sockets.half_closed(self._visitor.end.sock):
-                exchange.abandon()
         elif not theirs and self._sends_too_little(exchange, now):
             exchange.fail(Failure(408, "Your request's body came too slowly."))
+
+    def _has_left(self, exchange: Exchange, now: float) -> bool:
+        """Whether the visitor, who has half-closed, has left or is not waited for any longer."""
+        visitor = self._visitor
+        if visitor.gone:
+            return True
+        if exchange.stream is None:
+            return False  # it waits for a place itself, and not for long
+        moved = exchange.body_bytes, exchange.response_bytes, sockets.acknowledged(visitor.end.sock)
+        if self._half_closed is None or self._exchange is not exchange:
+            self._notice(exchange)
+            self._half_closed = HalfClosed(now, moved)
+        over = self._half_closed.look(now, moved, not visitor.sink.idle)
+        return over or visitor.forwarder.others_wait(now)
+
+    def _notice(self, exchange: Exchange) -> None:
+        """Begins to time ``exchange``."""
+        if self._exchange is not exchange:
+            self._exchange = exchange
+            self._sending = self._half_closed = None
 
     def _sends_too_little(self, exchange: Exchange, now: float) -> bool:
         """Whether patience with a request's body is over."""
@@ -88,7 +116,7 @@ class Watch:
         if not rate:
             return False
         if self._sending is None or self._exchange is not exchange:
-            self._exchange = exchange
+            self._notice(exchange)
             self._sending = Pace(rate, pace.SENDING_GRACE, now, exchange.body_bytes)
         return self._sending.look(now, exchange.body_bytes, self._visitor.end.awaited)
 
