@@ -122,6 +122,8 @@ Options:
                                   TCP_PROXY_PORT leads to them (default: on)
   --trusted-proxies LIST          addresses and CIDRs whose PROXY headers and forwarding fields are
                                   believed, comma-separated (none by default)
+  --trusted-fields LIST           fields about the visitor that those addresses, and PEERS, may set for
+                                  services, such as X-Auth-Request-*, comma-separated (none by default)
   --auth-file FILE                file with the tokens of those who may open tunnels; without it, everybody
                                   may (none by default)
   --reserved-names LIST           subdomains that nobody gets, comma-separated; * stands for any characters

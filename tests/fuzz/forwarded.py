@@ -70,6 +70,6 @@ def one(data: bytes) -> None:
     built = http1.build_request_head(head, said)
     again = http1.parse_request_head(built)
     assert (again.method, again.target, again.host, again.length) == (b"GET", b"/", head.host, head.length)
-    assert [name for name, _ in again.forwarding] == [
+    assert [name for name, _ in again.claims] == [
         b"X-Forwarded-For", b"X-Forwarded-Proto", b"X-Forwarded-Host", b"X-Forwarded-Port",
     ]  # fmt: skip

@@ -119,6 +119,13 @@ class ServerConfig:
         settings.NETWORKS,
         "addresses and CIDRs whose PROXY headers and forwarding fields are believed, comma-separated",
     )
+    trusted_fields: tuple[str, ...] = _option(
+        "TRUSTED_FIELDS",
+        "",
+        settings.TRUSTED_FIELDS,
+        "fields about the visitor that those addresses, and PEERS, may set for services, such as "
+        "X-Auth-Request-*, comma-separated",
+    )
     auth_file: str = _option(
         "AUTH_FILE",
         "",
@@ -264,6 +271,8 @@ class ServerConfig:
             given = getattr(self, option.name)
             object.__setattr__(self, option.name, _checked(option.metadata, given))
         self._check_ports()
+        if self.trusted_fields and not self.trusted_proxies and not self.peers:
+            raise UsageError("TRUSTED_FIELDS: says what TRUSTED_PROXIES and PEERS may set; there are none")
 
     def _check_ports(self) -> None:
         """Two listeners on one port are a mistake that ``bind`` would report as another program's."""

@@ -16,6 +16,7 @@ from ..errors import TryLaterError
 from ..registry import Registry, Tunnel
 from ..shares import Share, Shares
 from ..sockets import End, end_of
+from ..wire.claims import TrustedFields
 from ..wire.handshake import OpenRequest
 from ..wire.http1 import HeadLimits
 from ..workers import Workers
@@ -84,6 +85,8 @@ class ServerCore:
         #: Refuses whoever pretends to be a proxy.
         self.strangers = Strangers(self.tally)
         self._trusted = config.trusted()
+        #: What trusted proxies may set beside forwarding fields; None for nothing.
+        self.trusted_fields = TrustedFields(config.trusted_fields) if config.trusted_fields else None
         #: Who may open tunnels.
         self.auth = Auth(config, self.tally, self.is_trusted)
         #: What accounts and tunnels use of what they may.

@@ -63,8 +63,9 @@ class Forwarder:
         """
         request = exchange.request
         forwarding = self.forwarding
-        if request.forwarding:
+        if request.claims:
             forwarding = http1.client_from_forwarding(request, forwarding, self._core.is_trusted)
+            self._keep_trusted(request)
         if isinstance(route, Tunnel):
             self._enter(self._core.pool_of(route))
             override = route.host_header.encode() if route.host_header else None
@@ -79,6 +80,12 @@ class Forwarder:
             head = http1.build_request_head(request, forwarding)
             stream = self._connect(exchange, route)
         send_request(exchange, stream, head, self._source, self._buffer)
+
+    def _keep_trusted(self, request: http1.RequestHead) -> None:
+        """Adds what a trusted proxy may set (``TRUSTED_FIELDS``); Connection does not remove it."""
+        trusted = self._core.trusted_fields
+        if trusted is not None and self._core.is_trusted(self.forwarding.client):
+            request.fields = [*request.fields, *trusted.kept(request.claims)]
 
     def retry(self, exchange: Exchange, *, refused: bool = False, lost: bool = False) -> bool:
         """Sends the request once more if that is allowed; False if it is not.

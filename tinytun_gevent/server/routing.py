@@ -56,4 +56,4 @@ def mark_hop(request: RequestHead) -> None:
 
 
 def _is_marked(request: RequestHead) -> bool:
-    return any(name.lower() == HOP_FIELD.lower() for name, _ in request.forwarding)
+    return any(name.lower() == HOP_FIELD.lower() for name, _ in request.claims)

@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from ..rights import is_pattern
+from ..wire.claims import check_trusted
 from .addresses import Network, bracketed, canonical, parse_network
 
 _LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -269,6 +270,16 @@ def _read_patterns(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(patterns))
 
 
+def _read_trusted_fields(text: str) -> tuple[str, ...]:
+    names = {name.lower(): name for name in _items(text)}
+    for name in names.values():
+        try:
+            check_trusted(name)
+        except ValueError as error:
+            raise ValueError(f"names that SECURITY.md lists, such as X-Auth-Request-*, {error}") from None
+    return tuple(names.values())
+
+
 SWITCH: Final = Form(_read_switch, lambda value: "on" if value else "off")
 PORT: Final = Form(_read_port)
 ADDRESS: Final = Form(_read_address, bracketed)
@@ -276,6 +287,7 @@ RANGE: Final = Form(_read_range, lambda value: f"{value.start}-{value.stop - 1}"
 BASE_DOMAINS: Final = Form(_read_base_domains, joined)
 HOST_NAMES: Final = Form(_read_host_names, joined)
 NETWORKS: Final = Form(_read_networks, lambda value: joined(map(_show_network, value)))
+TRUSTED_FIELDS: Final = Form(_read_trusted_fields, joined)
 PUBLIC_URL: Final = Form(_read_public_url)
 PEERS: Final = Form(_read_peers, joined)
 LEVEL: Final = Form(_read_level)

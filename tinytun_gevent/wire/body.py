@@ -20,7 +20,8 @@ import re
 from typing import Final, Protocol
 
 from tinytun_gevent.errors import MessageError
-from tinytun_gevent.wire.fields import CHUNKED, FORWARDING_FIELDS, FRAMING, HOP_BY_HOP
+from tinytun_gevent.wire.claims import canonical, is_claim
+from tinytun_gevent.wire.fields import CHUNKED, FRAMING, HOP_BY_HOP
 
 Bytes = bytes | bytearray | memoryview
 
@@ -32,7 +33,7 @@ MAX_TRAILER_FIELDS: Final = 100
 
 # A trailer is forwarded as it is, and some services merge trailers into the head's fields. So what the
 # edge refuses, replaces or writes in a head may not come in this way (RFC 9110 section 6.5.1).
-_NOT_IN_TRAILERS: Final = frozenset((b"host", b"trailer", *FRAMING, *HOP_BY_HOP, *FORWARDING_FIELDS))
+_NOT_IN_TRAILERS: Final = frozenset((b"host", b"trailer", *FRAMING, *HOP_BY_HOP))
 
 
 class Body(Protocol):
@@ -263,8 +264,8 @@ class ChunkedBody:
             if _OVERLONG_SIZE.match(self._line):
                 raise self._error("a chunk size is too large")
         elif begun <= _TRAILER_NAME != state and self._status == 400:
-            name = bytes(self._line.partition(b":")[0]).lower().replace(b"_", b"-")
-            if name in _NOT_IN_TRAILERS:
+            name = bytes(self._line.partition(b":")[0])
+            if canonical(name) in _NOT_IN_TRAILERS or is_claim(name):
                 raise self._error("a field is in the trailer section that belongs in the head")
 
     def _end_line(self) -> None:

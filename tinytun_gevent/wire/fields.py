@@ -32,27 +32,13 @@ RESPONSE: Final = HeadLimits(64 * 1024, 200)
 CHUNKED: Final = -1
 """A body's ``length``: it comes in chunks (``wire.body.ChunkedBody``)."""
 
-DROP, NOTE, FORWARDING = range(3)
-"""What becomes of a field that is not simply passed on: ours to write; passed on and looked at;
-kept aside for ``client_from_forwarding``."""
+DROP, NOTE = range(2)
+"""What becomes of a field that is not simply passed on: ours to write; passed on and looked at."""
 
 HOP_BY_HOP: Final = (b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade", b"http2-settings")
 """They belong to one connection (RFC 9110 section 7.6.1)."""
 FRAMING: Final = (b"content-length", b"transfer-encoding")
 OWN: Final = dict.fromkeys(HOP_BY_HOP + FRAMING, DROP)
-FORWARDING_FIELDS: Final = (
-    *(b"forwarded", b"x-real-ip", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"),
-    *(b"x-forwarded-port", b"x-forwarded-server", b"x-forwarded-by", b"x-forwarded-prefix"),
-    *(b"x-forwarded-protocol", b"x-forwarded-scheme", b"x-forwarded-ssl", b"x-tinytun-hop"),
-    # What web frameworks believe likewise, and services that once stood behind a large cache.
-    *(b"x-forwarded", b"x-client-ip", b"client-ip", b"x-cluster-client-ip", b"x-original-forwarded-for"),
-    *(b"true-client-ip", b"cf-connecting-ip", b"fastly-client-ip"),
-)
-"""What services, or peer servers, believe about a visitor: from himself, none is passed on. Nor is it from a
-trusted proxy: it need not know of all of them, so his own might come through."""
-
-FORWARDING_PREFIX: Final = b"x-forwarded-"
-"""Begins the names of more of them, which say who is logged in and with which certificate."""
 
 # Stripping these because Connection names them would change how the message is framed or routed.
 _NOT_NAMEABLE: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"trailer"})
@@ -155,28 +141,25 @@ def read_fields(
     return collector.fields
 
 
-def sort_fields(raw: Fields, kinds: dict[bytes, int]) -> tuple[Fields, dict[bytes, bytes], Fields]:
-    """Return the fields to pass on, the values to look at (by lower-case name), the forwarding fields.
+def sort_fields(raw: Fields, kinds: dict[bytes, int]) -> tuple[Fields, dict[bytes, bytes]]:
+    """Return the fields to pass on, and the values to look at (by lower-case name).
 
     Lines of one name are noted as a list (RFC 9110 section 5.3), on which Host and Content-Length
     then fail.
     """
     fields: Fields = []
     noted: dict[bytes, bytes] = {}
-    forwarding: Fields = []
     for pair in raw:
         name = pair[0].lower()
         kind = kinds.get(name)
         if kind is None:
             fields.append(pair)
-        elif kind == FORWARDING:
-            forwarding.append(pair)
         else:
             if kind == NOTE:
                 fields.append(pair)
             value = pair[1].rstrip(b" \t")
             noted[name] = noted[name] + b", " + value if name in noted else value
-    return fields, noted, forwarding
+    return fields, noted
 
 
 def take_framing(noted: dict[bytes, bytes], minor: int, status: int, fields: Fields) -> int | None:

@@ -59,10 +59,10 @@ def client_from_forwarding(
     the last address before it is the answer. Values that make no sense count as absent, so
     this raises nothing. A trusted proxy must itself set or remove every field read here.
     """
-    if not head.forwarding or not trusted(direct.client):
+    if not head.claims or not trusted(direct.client):
         return direct
     said: dict[bytes, bytes] = {}
-    for name, value in head.forwarding:
+    for name, value in head.claims:
         key = name.lower()
         said[key] = said[key] + b"," + value if key in said else value
     if b"x-forwarded-for" in said:

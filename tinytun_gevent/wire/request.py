@@ -11,10 +11,10 @@ from httptools import HttpRequestParser
 
 from tinytun_gevent.errors import MessageError
 from tinytun_gevent.wire import fields as rules
+from tinytun_gevent.wire.claims import canonical, is_claim
 from tinytun_gevent.wire.fields import (
     CHUNKED,
     DROP,
-    FORWARDING,
     NOTE,
     REQUEST,
     Fields,
@@ -35,17 +35,14 @@ _LINES: Final = (b"POST / HTTP/1.0\r\n", b"POST / HTTP/1.1\r\n")
 _REMEMBERED: Final = 2048
 """Bytes of field lines that are remembered with what was read in them: a browser sends the same lines
 with one request after another, and those of a page's parts differ in few ways."""
+_FRAMING_SIZES: Final = frozenset(map(len, rules.FRAMING))
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?]+)(.*)", re.IGNORECASE)
 
 _REQUEST_KINDS: Final = {
     **rules.OWN,
     b"host": DROP,
     **dict.fromkeys((b"accept", b"authorization", b"expect"), NOTE),
-    **dict.fromkeys(rules.FORWARDING_FIELDS, FORWARDING),
 }
-# WSGI and CGI read "-" as "_": these would reach a program as the fields that we replace or refuse.
-_DISGUISED: Final = {name.replace(b"-", b"_"): kind for name, kind in _REQUEST_KINDS.items() if b"-" in name}
-_DISGUISED_PREFIX: Final = rules.FORWARDING_PREFIX.replace(b"-", b"_")
 
 
 @dataclass(slots=True)
@@ -64,8 +61,9 @@ class RequestHead:
     fields: Fields
     """To be forwarded, in order; Content-Length or Transfer-Encoding last, in canonical form. Other
     requests may have the same list: replace it, do not change it."""
-    forwarding: Fields
-    """X-Forwarded-* and the like as received: for ``client_from_forwarding`` and nothing else."""
+    claims: Fields
+    """What nobody may say but a trusted proxy (``wire.claims``), as received: for ``client_from_forwarding``
+    and ``TrustedFields``, and nothing else."""
     keep_alive: bool
     """The visitor's connection may carry another request."""
     upgrade: bytes
@@ -107,7 +105,7 @@ class _RequestFields(NamedTuple):
     host: str
     host_field: bytes
     fields: Fields
-    forwarding: Fields
+    claims: Fields
     keep_alive: bool
     upgrade: bytes
     length: int
@@ -123,11 +121,8 @@ def _read_fields(lines: bytes, minor: int, authority: bytes, most: int) -> _Requ
     methods that it happens to know, and ``_request_line`` is stricter about the rest.
     """
     raw = rules.read_fields(HttpRequestParser, _LINES[minor] + lines, most, 400)
-    fields, noted, forwarding = rules.sort_fields(raw, _REQUEST_KINDS)
-    if rules.FORWARDING_PREFIX in lines.lower():
-        fields = _without_prefixed(fields, forwarding)
-    if 0x5F in lines:  # "_"
-        fields = _without_disguised(fields)
+    sorted_out, noted = rules.sort_fields(raw, _REQUEST_KINDS)
+    fields, claims = _part_claims(sorted_out)
 
     host_field = noted.get(b"host")
     if authority or host_field is None:
@@ -151,7 +146,7 @@ def _read_fields(lines: bytes, minor: int, authority: bytes, most: int) -> _Requ
         host,
         host_field,
         fields,
-        forwarding,
+        claims,
         options.persistent(minor),
         _wanted_protocols(noted.get(b"upgrade", b"")) if options.upgrade and minor else b"",
         length or 0,
@@ -217,29 +212,22 @@ def _wanted_protocols(value: bytes) -> bytes:
     )
 
 
-def _without_prefixed(fields: Fields, forwarding: Fields) -> Fields:
-    """Move the forwarding fields that only their prefix tells to ``forwarding``."""
+def _part_claims(fields: Fields) -> tuple[Fields, Fields]:
+    """Return the fields to pass on and the claims, both in order.
+
+    What a CGI or WSGI program would take for a field that frames the message is refused.
+    """
     kept: Fields = []
+    claims: Fields = []
     for pair in fields:
-        prefixed = pair[0].lower().startswith(rules.FORWARDING_PREFIX)
-        (forwarding if prefixed else kept).append(pair)
-    return kept
-
-
-def _without_disguised(fields: Fields) -> Fields:
-    """Treat ``Content_Length`` as what a WSGI or CGI program would make of it."""
-    kept = []
-    for pair in fields:
-        name = pair[0].lower()
-        if b"_" in name:
-            name = name.replace(b"-", b"_")
-            kind = _DISGUISED.get(name)
-            if kind == FORWARDING or name.startswith(_DISGUISED_PREFIX):
-                continue
-            if name in (b"content_length", b"transfer_encoding"):
-                raise MessageError("a field name imitates Content-Length or Transfer-Encoding")
+        name = pair[0]
+        if is_claim(name):
+            claims.append(pair)
+            continue
+        if len(name) in _FRAMING_SIZES and canonical(name) in rules.FRAMING:
+            raise MessageError("a field name imitates Content-Length or Transfer-Encoding")
         kept.append(pair)
-    return kept
+    return kept, claims
 
 
 def build_request_head(

@@ -58,7 +58,7 @@ def parse_response_head(
     if status == 101 and not upgrade_asked:
         raise MessageError("the service switched protocols without being asked", 502)
     raw = rules.read_fields(HttpResponseParser, head, limits.fields, 502)
-    fields, noted, _ = rules.sort_fields(raw, _RESPONSE_KINDS)
+    fields, noted = rules.sort_fields(raw, _RESPONSE_KINDS)
     options = rules.NO_OPTIONS
     if b"connection" in noted:
         options = rules.take_options(noted[b"connection"], 502)
