@@ -14,6 +14,7 @@ VERSION = re.search(
 assert VERSION is not None
 
 TEST = [
+    "aiohttp>=3.14",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
@@ -21,6 +22,7 @@ TEST = [
     "redis>=5",
     'supervisor>=4.3; sys_platform != "win32"',
     "trustme>=1.2",
+    "uvicorn>=0.40",
     "websockets>=17.3",
 ]
 

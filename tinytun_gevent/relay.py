@@ -17,7 +17,7 @@ from gevent.event import Event
 
 from tinytun_gevent.errors import SessionError
 from tinytun_gevent.rate import Rate
-from tinytun_gevent.sockets import End, Interrupted
+from tinytun_gevent.sockets import End, Interrupted, Source
 from tinytun_gevent.stream import CANCEL, LOOK, Gate, Stream, Upstream
 
 GATHER: Final = 64
@@ -306,14 +306,14 @@ def relay(stream: Upstream, sink: SocketSink, gate: Gate | None = None) -> None:
     end.close()
 
 
-def pump(stream: Upstream, source: End, gate: Gate | None = None, rate: Rate | None = None) -> None:
+def pump(stream: Upstream, source: Source, gate: Gate | None = None, rate: Rate | None = None) -> None:
     """Moves what ``source`` has to the stream until it ends, then half-closes the stream."""
     while send_some(stream, source, rate, 0, gate):
         pass
     stream.shutdown()
 
 
-def send_some(stream: Upstream, source: End, rate: Rate | None, limit: int, gate: Gate | None) -> int:
+def send_some(stream: Upstream, source: Source, rate: Rate | None, limit: int, gate: Gate | None) -> int:
     """As :meth:`Stream.send_from`, not faster than ``rate``: until its turn nothing is read. Blocks."""
     if rate is None:
         return stream.send_from(source, limit, gate)

@@ -33,7 +33,7 @@ from tinytun_gevent.incoming import MAX_FRAME, Incoming
 from tinytun_gevent.keepalive import KeepAlive
 from tinytun_gevent.pacing import Pacing
 from tinytun_gevent.shares import BULK, Share
-from tinytun_gevent.sockets import Buffer, End, Socket, end_of
+from tinytun_gevent.sockets import Buffer, End, Socket, Source, end_of
 from tinytun_gevent.stream import NO_ERROR, Gate, Stream
 from tinytun_gevent.wire import http2
 from tinytun_gevent.writer import SMALL, Writer
@@ -317,7 +317,7 @@ class Session:
 
         return self.writer.send_data(stream.id, payload, allow)
 
-    def send_data_from(self, stream: Stream, source: End, limit: int, gate: Gate | None) -> int:
+    def send_data_from(self, stream: Stream, source: Source, limit: int, gate: Gate | None) -> int:
         """Moves one frame from ``source``: bytes read, 0 at its end, -1 for none now. Blocks."""
 
         share = self.share_out

@@ -12,7 +12,7 @@ import socket as native
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import gevent
 from gevent import socket
@@ -295,6 +295,20 @@ class PromptEnd(PlainEnd):
 
 End = PlainEnd
 """What carries bytes: a plain socket, or what behaves like one (``tls.py``)."""
+
+
+class Source(Protocol):
+    """Where bytes are read from: an :data:`End`, or something that passes on what one has read.
+
+    See :class:`PlainEnd` for what each of these does.
+    """
+
+    @property
+    def unread(self) -> int: ...
+    def wait_readable(self) -> None: ...
+    def check(self) -> None: ...
+    def recv_now(self, view: memoryview) -> int: ...
+    def recv(self, size: int) -> bytes: ...
 
 
 def end_of(sock: Socket | End, *, prompt: bool = False) -> End:

@@ -15,7 +15,7 @@ from tinytun_gevent.wire.http2 import Field
 if TYPE_CHECKING:
     from tinytun_gevent.session import Session
     from tinytun_gevent.shares import Share
-    from tinytun_gevent.sockets import Buffer, End
+    from tinytun_gevent.sockets import Buffer, Source
 
 NO_ERROR: Final = 0
 PROTOCOL_ERROR: Final = 1
@@ -55,7 +55,7 @@ class Upstream(Protocol):
     @property
     def closed(self) -> bool: ...
     def sendall(self, data: Buffer) -> None: ...
-    def send_from(self, source: End, limit: int = 0, gate: Gate | None = None) -> int: ...
+    def send_from(self, source: Source, limit: int = 0, gate: Gate | None = None) -> int: ...
     def shutdown(self) -> None: ...
     def reset(self, code: int = CANCEL) -> None: ...
     def consumed(self, count: int) -> None: ...
@@ -142,7 +142,7 @@ class Stream:
                 self.wait_window()
                 sent += self.session.send_data(self, view[sent:])
 
-    def send_from(self, source: End, limit: int = 0, gate: Gate | None = None) -> int:
+    def send_from(self, source: Source, limit: int = 0, gate: Gate | None = None) -> int:
         """Moves once what ``source`` has to read: bytes read, 0 at its end.
 
         Blocks until there is something to move and a window for it. Nothing is buffered
@@ -163,7 +163,7 @@ class Stream:
             if moved >= 0:
                 return moved
 
-    def _send_in_turn(self, share: Share, source: End, limit: int, gate: Gate | None) -> int:
+    def _send_in_turn(self, share: Share, source: Source, limit: int, gate: Gate | None) -> int:
         """Waits until the tunnel may go on, one of its visitors after the other, and moves what there is."""
         share.turns.acquire()
         try:
@@ -197,7 +197,7 @@ class Stream:
         """Says that the stream goes idle between uses, so that it keeps no grown window."""
         self.receive_window.shrink()
 
-    def wait_window(self, source: End | None = None) -> int:
+    def wait_window(self, source: Source | None = None) -> int:
         """Blocks until at least one byte may be sent; returns how many.
 
         Nobody reads ``source`` meanwhile, so this looks now and then whether it was reset, and

@@ -10,7 +10,7 @@ import gevent
 from gevent.event import Event
 
 from tinytun_gevent.errors import SessionClosedError
-from tinytun_gevent.sockets import Buffer, End
+from tinytun_gevent.sockets import Buffer, End, Source
 from tinytun_gevent.turns import TurnLock
 from tinytun_gevent.wire import http2
 
@@ -145,7 +145,7 @@ class Writer:
     def send_data_from(
         self,
         stream_id: int,
-        source: End,
+        source: Source,
         allow: Callable[[int], int],
         charge: Callable[[int], None],
         gate: Callable[[memoryview], int] | None,

@@ -1,18 +1,21 @@
-"""Bodies: where they end. The first byte chooses the kind, the rest are its bytes and what follows."""
+"""Bodies: where they end, and what of them passes.
+
+The first byte chooses the kind, the rest are its bytes and what follows.
+"""
 
 from __future__ import annotations
 
 import framing_corpus
 
 from tinytun_gevent.errors import MessageError
-from tinytun_gevent.wire import body
+from tinytun_gevent.wire import body, chunked
 from tinytun_gevent.wire.fields import CHUNKED
 from tinytun_gevent.wire.response import UNTIL_CLOSE
 
 from . import reference
 from .splitting import outcome, pieces
 
-CODE = (body,)
+CODE = (body, chunked)
 _STRICT, _LENIENT = b"\0", b"\1"
 SEEDS = (
     *(kind + data.partition(b"\r\n\r\n")[2]
@@ -56,42 +59,60 @@ TOKENS = (
 )
 
 
+_WITHHELD = frozenset({b"x"})
+
+
 def _fresh(kind: int) -> body.Body:
-    return body.body_of((CHUNKED, CHUNKED, 64, UNTIL_CLOSE)[kind], response=kind in (1, 3))
+    length = (CHUNKED, CHUNKED, 64, UNTIL_CLOSE)[kind]
+    return body.body_of(length, response=kind in (1, 3), withheld=_WITHHELD)
 
 
-def _feed(made: body.Body, parts: list[bytes]) -> tuple[int, str]:
-    """How many bytes were taken, and the error that ended it."""
-    taken = 0
+def _feed(made: body.Body, parts: list[bytes]) -> tuple[int, bytes, str]:
+    """How many bytes were taken, what was passed on for them, and the error that ended it."""
+    taken, passed = 0, b""
     for part in parts:
         count, error = outcome(lambda part=part: made.feed(memoryview(part)), MessageError)  # type: ignore[misc]
         if count is None:
-            return taken, error
+            return taken, passed, error
         assert 0 <= count <= len(part)
         assert count == len(part) or made.done, "bytes were left though the body goes on"
         taken += count
+        passed += body.taken_of(made, part, count)
         if made.done:
             assert made.feed(b"more") == 0
             break
-    return taken, ""
+    return taken, passed, ""
 
 
 def one(data: bytes) -> None:
     kind, data = (data[0] & 3, data[1:]) if data else (0, b"")
     whole, split = _fresh(kind), _fresh(kind)
-    taken, error = _feed(whole, [data])
-    in_pieces, wrong = _feed(split, list(pieces(data)))
+    taken, passed, error = _feed(whole, [data])
+    in_pieces, passed_in_pieces, wrong = _feed(split, list(pieces(data)))
     assert error.split()[:2] == wrong.split()[:2], f"{error!r} whole, {wrong!r} in pieces"
     if error:
         assert kind < 2
         assert error.split()[1] == ("502" if kind else "400")
         assert in_pieces < len(data)
         return
-    assert (taken, whole.done) == (in_pieces, split.done)
+    assert (taken, passed, whole.done) == (in_pieces, passed_in_pieces, split.done)
     ended, _ = outcome(whole.eof, MessageError), None
     assert bool(ended[1]) == (not split.done and kind != 3)
     if kind < 2:
-        end = reference.chunked_end(data, lenient=kind == 1)
-        assert end == (taken if split.done else -1)
-    elif kind == 2:
+        _check_chunked(data, kind == 1, taken, passed, split.done)
+    else:
+        assert passed == data[:taken]
+    if kind == 2:
         assert taken == min(64, len(data))
+
+
+def _check_chunked(data: bytes, lenient: bool, taken: int, passed: bytes, done: bool) -> None:
+    """The body ends where the reference says, and what passes has the same content."""
+    read = reference.chunked(data, lenient)
+    assert (-1 if read is None else read.end) == (taken if done else -1)
+    if read is not None:
+        again = reference.chunked(passed, lenient)
+        assert again is not None
+        assert (again.end, again.content) == (len(passed), read.content)
+        kept = [line for line in read.trailers if line.partition(b":")[0].lower() not in _WITHHELD]
+        assert again.trailers == (kept if lenient else [])

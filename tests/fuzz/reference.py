@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 REQUEST_LINE = re.compile(
@@ -50,28 +51,38 @@ def framing(fields: Fields) -> int | None:
     return None
 
 
-def chunked_end(data: bytes, lenient: bool) -> int:
-    """Where the chunked body at the start of ``data`` ends; -1 if it is cut short, AssertionError if none."""
-    at = 0
+class Chunked(NamedTuple):
+    """A whole chunked body: where it ends, what is in it, and the lines of its trailer fields."""
+
+    end: int
+    content: bytes
+    trailers: list[bytes]
+
+
+def chunked(data: bytes, lenient: bool) -> Chunked | None:
+    """The chunked body at the start of ``data``; None if it is cut short, AssertionError if it is none."""
+    at, content, trailers = 0, b"", []
     while True:
         line = CHUNK_LINE.match(data, at)
         if line is None:
             assert b"\r\n" not in data[at:], f"chunk line {data[at : at + 40]!r}"
-            return -1
+            return None
         assert lenient or not line[3], "blanks behind a chunk line"
         size = int(line[1], 16)
         at = line.end()
         if not size:
             break
+        if len(data) < at + size + 2:
+            return None
+        content += data[at : at + size]
         at += size
-        if len(data) < at + 2:
-            return -1
         assert data[at : at + 2] == b"\r\n", "no line end behind a chunk"
         at += 2
     while not data.startswith(b"\r\n", at):
         end = data.find(b"\r\n", at)
         if end < 0:
-            return -1
-        assert FIELD_LINE.fullmatch(data[at:end]), f"trailer {data[at:end]!r}"
+            return None
+        trailers.append(data[at:end])
+        assert FIELD_LINE.fullmatch(trailers[-1]), f"trailer {trailers[-1]!r}"
         at = end + 2
-    return at + 2
+    return Chunked(at + 2, content, trailers)

@@ -15,7 +15,7 @@ from tinytun_gevent.errors import MessageError, SessionClosedError, SessionError
 from tinytun_gevent.server.pages import Failure, new_request_id
 from tinytun_gevent.stream import CANCEL
 from tinytun_gevent.wire import http1
-from tinytun_gevent.wire.body import Body, ChunkedBody, LengthBody, UntilCloseBody
+from tinytun_gevent.wire.body import Body, Bytes, UntilCloseBody, body_of, taken_of
 
 if TYPE_CHECKING:
     from tinytun_gevent.registry import Tunnel
@@ -27,13 +27,6 @@ log = logging.getLogger(__name__)
 
 JOIN: Final = 64 * 1024
 """Longest body part, in bytes, that is copied behind its head to leave in one system call."""
-
-
-def _body_of(length: int) -> Body:
-    """What follows a response's body whose head says ``length``."""
-    if length >= 0:
-        return LengthBody(length)
-    return ChunkedBody(True) if length == http1.CHUNKED else UntilCloseBody()
 
 
 class Exchange:
@@ -241,20 +234,22 @@ class Exchange:
         if self.stream is not None and (response.connection_auth or self.request.connection_auth):
             self.visitor.forwarder.pin(self.stream)
         head = http1.build_response_head(response, close=self.close, minor_visitor=self.request.minor)
+        body: Body | None = None
         if 0 <= response.length <= len(rest):
             used, whole = response.length, True
         else:
-            body = self._body = _body_of(response.length)
+            body = self._body = body_of(response.length, response=True, withheld=response.withheld)
             used = body.feed(rest) if rest else 0
             whole = body.done
         self.started = True
         self.response_bytes += used
         sink = self.visitor.sink
         if used <= JOIN:
-            sink.write(head + bytes(rest[:used]), credit + used)
+            part = bytes(rest[:used]) if body is None else taken_of(body, rest, used)
+            sink.write(head + part, credit + used)
         else:
             sink.write(head, credit)
-            sink.write(rest[:used], used)
+            self._pass_body(rest, used, None if body is None else body.rewritten)
         if whole:
             self._finish_body()
             if used < len(rest):
@@ -279,11 +274,23 @@ class Exchange:
     def _take_body(self, body: Body, view: memoryview) -> None:
         used = body.feed(view)
         self.response_bytes += used
-        self.visitor.sink.write(view[:used] if used < len(view) else view, used)
+        self._pass_body(view, used, body.rewritten)
         if body.done:
             self._finish_body()
             if used < len(view):
                 self._excess(len(view) - used)
+
+    def _pass_body(self, view: memoryview, used: int, pieces: list[Bytes] | None) -> None:
+        """Delivers the first ``used`` bytes of a view, or the pieces that stand for them."""
+        sink = self.visitor.sink
+        if pieces is None:
+            sink.write(view[:used] if used < len(view) else view, used)
+            return
+        for piece in pieces:
+            credit = min(used, len(piece))
+            used -= credit
+            sink.write(memoryview(piece), credit)
+        self._consumed(used)  # what does not pass waits nowhere
 
     def _excess(self, count: int) -> None:
         """Bytes behind the answer are no second one: the stream is of no further use."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from typing import Final
+
+import gevent
 
 from tinytun_gevent.errors import SessionClosedError, SessionError, StreamLimitError
-from tinytun_gevent.rate import Rate
 from tinytun_gevent.relay import send_some
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.pages import Failure
 from tinytun_gevent.sockets import End
 from tinytun_gevent.stream import Upstream
-from tinytun_gevent.wire.body import ChunkedBody, LengthBody
+from tinytun_gevent.wire.body import ChunkedBody, LengthBody, taken_of
+
+LINES_AT_ONCE: Final = 2048
+"""Lines of a chunked body that are looked at before others have a turn, some milliseconds' work: one
+read may hold tens of thousands of chunks of one byte."""
 
 
 def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End, buffer: bytearray) -> None:
@@ -26,25 +33,108 @@ def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End,
         exchange.replay = head
         send_whole(exchange, stream, head)
         return
-    body = LengthBody(length) if length > 0 else ChunkedBody(False)
-    used = body.feed(buffer) if buffer else 0
+    body = BodySource(LengthBody(length) if length > 0 else ChunkedBody(), source, buffer)
     rate = exchange.visitor.sink.rate
+    first = head + body.take_buffered()
     if rate is not None:
-        rate.pass_all(used)
-    first = head + bytes(buffer[:used])
-    del buffer[:used]
+        rate.pass_all(len(first) - len(head))
     exchange.request_sent = body.done
     exchange.replay = first if body.done else None
     try:
         stream.sendall(first)
         while not body.done and not exchange.over:
-            exchange.body_bytes += _send_more(stream, source, body, buffer, rate)
+            moved = send_some(stream, body, rate, 0, None)
+            if not moved:
+                raise OSError("the visitor left in the middle of his request")
+            exchange.body_bytes += moved
             exchange.request_sent = body.done
         exchange.waiting_since = time.monotonic()
     except SessionError:
         if not stream.closed:
             raise
     exchange.sent_on(stream)
+
+
+class BodySource:
+    """A request's body as a source of bytes: what may pass of the bytes that the visitor sends.
+
+    They are read right into the sender's buffer, and nearly always leave from there. What
+    belongs to the next request goes to ``buffer``.
+    """
+
+    __slots__ = ("_body", "_buffer", "_end", "_ready")
+
+    def __init__(self, body: LengthBody | ChunkedBody, end: End, buffer: bytearray) -> None:
+        """``buffer`` has what was read from ``end`` already."""
+        self._body = body
+        self._end = end
+        self._buffer = buffer
+        #: What may pass and found no room in the sender's buffer.
+        self._ready = b""
+
+    @property
+    def done(self) -> bool:
+        """Whether the whole body has been read from here."""
+        return self._body.done and not self._ready
+
+    @property
+    def unread(self) -> int:
+        return len(self._ready) or len(self._buffer) or min(self._end.unread, self._most)
+
+    @property
+    def _most(self) -> int:
+        """Bytes that may be read: what follows a body of known length is left where it is."""
+        return self._body.left if isinstance(self._body, LengthBody) else sys.maxsize
+
+    def take_buffered(self) -> bytes:
+        """The part of the body that was read already."""
+        if not self._buffer:
+            return b""
+        data = bytes(self._buffer)
+        used = self._feed(data)
+        del self._buffer[:used]
+        return taken_of(self._body, data, used)
+
+    def wait_readable(self) -> None:
+        if self._ready:
+            return
+        if self._buffer:
+            gevent.sleep(0)
+        else:
+            self._end.wait_readable()
+
+    def check(self) -> None:
+        self._end.check()
+
+    def recv_now(self, view: memoryview) -> int:
+        if not self._ready:
+            if self._buffer:
+                self._ready = self.take_buffered()
+            else:
+                got = self._end.recv_now(view[: self._most])
+                if got <= 0:
+                    return got
+                used = self._feed(view[:got])
+                self._buffer += view[used:got]
+                if self._body.rewritten is None:
+                    return used or -1
+                self._ready = taken_of(self._body, view, used)
+        count = min(len(self._ready), len(view))
+        view[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count or -1
+
+    def recv(self, size: int) -> bytes:
+        part = memoryview(bytearray(size))
+        while True:
+            self.wait_readable()
+            if (got := self.recv_now(part)) >= 0:
+                return bytes(part[:got])
+
+    def _feed(self, view: bytes | memoryview) -> int:
+        if isinstance(self._body, ChunkedBody):
+            return self._body.feed(view, LINES_AT_ONCE)
+        return self._body.feed(view)
 
 
 def send_whole(exchange: Exchange, stream: Upstream, request: bytes) -> None:
@@ -59,24 +149,6 @@ def send_whole(exchange: Exchange, stream: Upstream, request: bytes) -> None:
         if not stream.closed:
             raise
     exchange.sent_on(stream)
-
-
-def _send_more(
-    stream: Upstream, source: End, body: LengthBody | ChunkedBody, buffer: bytearray, rate: Rate | None
-) -> int:
-    """Moves what the visitor has sent of the body's next part, how many bytes; blocks until there is some."""
-    limit = body.left if isinstance(body, LengthBody) else 0
-
-    def gate(view: memoryview) -> int:
-        used = body.feed(view)
-        if used < len(view):
-            buffer.extend(view[used:])
-        return used
-
-    moved = send_some(stream, source, rate, limit, gate)
-    if not moved:
-        raise OSError("the visitor left in the middle of his request")
-    return moved
 
 
 def failure_of(error: SessionError) -> Failure:

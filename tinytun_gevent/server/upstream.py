@@ -10,7 +10,7 @@ from gevent.event import Event
 
 from tinytun_gevent import sockets
 from tinytun_gevent.errors import SessionClosedError, SessionError, StreamResetError
-from tinytun_gevent.sockets import Buffer, End, end_of
+from tinytun_gevent.sockets import Buffer, Source, end_of
 from tinytun_gevent.stream import CANCEL, Gate, Receiver
 
 READ_SIZE: Final = 64 * 1024
@@ -61,7 +61,7 @@ class PeerConnection:
             self._fail(StreamResetError(CANCEL, remote=True))
             raise SessionClosedError("the peer has closed the connection") from error
 
-    def send_from(self, source: End, limit: int = 0, gate: Gate | None = None) -> int:
+    def send_from(self, source: Source, limit: int = 0, gate: Gate | None = None) -> int:
         self._check()
         data = source.recv(min(limit or READ_SIZE, READ_SIZE))
         view = memoryview(data)

@@ -41,6 +41,7 @@ _ABSOLUTE: Final = re.compile(rb"https?://([^/?]+)(.*)", re.IGNORECASE)
 _REQUEST_KINDS: Final = {
     **rules.OWN,
     b"host": DROP,
+    b"trailer": DROP,  # it announces what does not pass
     **dict.fromkeys((b"accept", b"authorization", b"expect"), NOTE),
 }
 

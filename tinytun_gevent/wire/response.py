@@ -11,7 +11,7 @@ from httptools import HttpResponseParser
 
 from tinytun_gevent.errors import MessageError
 from tinytun_gevent.wire import fields as rules
-from tinytun_gevent.wire.fields import CHUNKED, NOTE, RESPONSE, Fields, HeadLimits
+from tinytun_gevent.wire.fields import CHUNKED, DROP, NOTE, RESPONSE, Fields, HeadLimits
 
 INTERIM_MAX: Final = 64
 """1xx answers to one request; a service that sends more has gone mad."""
@@ -21,6 +21,7 @@ UNTIL_CLOSE: Final = -2
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]{0,512}))?")
 _RESPONSE_KINDS: Final = {**rules.OWN, b"www-authenticate": NOTE}
+_WITHHELD: Final = frozenset(name for name, kind in _RESPONSE_KINDS.items() if kind == DROP)
 
 
 @dataclass(slots=True)
@@ -41,6 +42,8 @@ class ResponseHead:
     """The protocol that follows a 101; blank for every other status."""
     connection_auth: bool = False
     """NTLM or Negotiate is asked for: see ``RequestHead.connection_auth``."""
+    withheld: frozenset[bytes] = _WITHHELD
+    """Lower-case names of the trailer fields that may not pass: the same as in the head."""
 
 
 def parse_response_head(
@@ -85,6 +88,7 @@ def parse_response_head(
         length,
         upgrade,
         rules.is_bound_auth(noted.get(b"www-authenticate")),
+        _WITHHELD | options.named if options.named else _WITHHELD,
     )
 
 
