@@ -27,7 +27,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert (config.bind, config.metadata_bind) == ("::", "127.0.0.1")
     assert config.tcp_ports == range(20000, 60001)
     assert (config.trusted_proxies, config.peers) == ((), ())
-    assert (config.head_bytes, config.head_fields, config.head_timeout) == (16384, 100, 10)
+    assert (config.head_bytes, config.head_fields, config.head_timeout) == (32768, 100, 10)
+    assert config.head_field_bytes == 16384
     assert (config.answer_head_bytes, config.answer_head_fields, config.interim_answers) == (65536, 200, 64)
     assert (config.handshake_timeout, config.proxy_header_timeout, config.queue_timeout) == (5, 3, 5)
     assert (config.idle_timeout, config.tunnel_idle_timeout) == (75, 0)

@@ -28,6 +28,7 @@ from tinytun_gevent.errors import MessageError
 from tinytun_gevent.wire import http1
 from tinytun_gevent.wire.body import body_of
 from tinytun_gevent.wire.http1 import (
+    REQUEST,
     Forwarding,
     HeadLimits,
     RequestHead,
@@ -412,11 +413,17 @@ def test_expectation(data: bytes, waits: bool) -> None:
 
 
 def test_limits_are_exact() -> None:
-    fits = request(GET, b"X: " + b"a" * (http1.REQUEST.bytes - len(request(GET, b"X: "))))
-    assert len(fits) == http1.REQUEST.bytes
-    parse_request_head(fits)
-    with pytest.raises(MessageError):
-        parse_request_head(fits.replace(b"X: ", b"X: a"))
+    longest = b"X: " + b"a" * (http1.REQUEST.field_bytes - 3)
+    fits = request(GET, longest, b"Y: " + b"b" * (http1.REQUEST.bytes - len(request(GET, longest, b"Y: "))))
+    assert len(fits) == http1.REQUEST.bytes == 2 * http1.REQUEST.field_bytes
+    assert len(parse_request_head(fits).fields) == 2
+    for field in (b"X: ", b"Y: "):
+        with pytest.raises(MessageError) as caught:
+            parse_request_head(fits.replace(field, field + b"c"))
+        assert caught.value.status == 431
+    with pytest.raises(MessageError) as caught:
+        parse_request_head(request(GET, longest + b"a"))
+    assert caught.value.status == 431
     fits = response(OK, b"X: " + b"a" * (http1.RESPONSE.bytes - len(response(OK, b"X: "))))
     assert len(fits) == http1.RESPONSE.bytes
     parse_response_head(fits, b"GET", False)
@@ -425,9 +432,9 @@ def test_limits_are_exact() -> None:
 
 
 def test_a_request_head_that_never_ends_is_refused_with_the_status_that_fits() -> None:
-    assert too_large(b"GET /" + b"a" * 20000).status == 414
-    assert too_large(b"GET / HTTP/1.1\r\nX: " + b"a" * 20000).status == 431
-    assert too_large(b"\r\nGET /" + b"a" * 20000).status == 414
+    assert too_large(b"GET /" + b"a" * 40000).status == 414
+    assert too_large(b"GET / HTTP/1.1\r\nX: " + b"a" * 40000).status == 431
+    assert too_large(b"\r\nGET /" + b"a" * 40000).status == 414
     assert response_too_large().status == 502
 
 
@@ -540,6 +547,21 @@ def test_http10_visitor_and_a_chunked_answer() -> None:
 def test_a_peer_may_have_wider_limits() -> None:
     head = request(GET, *[b"X: a"] * 104)
     assert len(parse_request_head(head, HeadLimits(20_000, 110)).fields) == 104
+
+
+@pytest.mark.parametrize("line", [b"GET /%b HTTP/1.1", b"GET http://demo.localhost/%b HTTP/1.0"])
+def test_a_peer_understands_the_largest_request_that_is_sent_on(line: bytes) -> None:
+    """A head at all limits, in which no byte can be saved, has grown when it comes to the peer."""
+    host = b"demo." + b"a" * 238 + b".localhost:65535" if line.endswith(b"1.1") else None
+    fields = [b"X-%d:" % number for number in range(REQUEST.fields - (host is not None))]
+    fields[0] += b"a" * (REQUEST.field_bytes - len(fields[0]))
+    room = REQUEST.bytes - len(request(line % b"", *fields, host=host))
+    head = parse_request_head(request(line % (b"b" * room), *fields, host=host))
+    head.fields = [*head.fields, (b"X-Tinytun-Hop", b"1")]
+    sent_on = build_request_head(head, Forwarding("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", 65535, "https"))
+    with pytest.raises(MessageError):
+        parse_request_head(sent_on)
+    assert parse_request_head(sent_on, REQUEST.of_a_peer()).target == head.target
 
 
 # -- properties ----------------------------------------------------------------------------------

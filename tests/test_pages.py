@@ -148,11 +148,11 @@ def test_404_for_a_tunnel_that_is_not_there(server: TunnelServer, host: bytes) -
         (400, b"GET /\r\n\r\n"),
         (400, b"GET / HTTP/1.1\r\n\r\n"),
         (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
-        (414, b"GET /" + b"a" * 17000 + b" HTTP/1.1\r\nHost: demo.localhost\r\n\r\n"),
-        (414, b"GET /" + b"a" * 17000),
+        (414, b"GET /" + b"a" * 33000 + b" HTTP/1.1\r\nHost: demo.localhost\r\n\r\n"),
+        (414, b"GET /" + b"a" * 33000),
         (417, request("demo", "/", b"Expect: tea", method=b"POST", body=b"hello")),
         (431, request("demo", "/", b"X: " + b"a" * 17000)),
-        (431, request("demo", "/", b"X: " + b"a" * 17000)[:-4]),
+        (431, request("demo", "/", b"X: " + b"a" * 33000)[:-4]),
         (431, request("demo", "/", *[b"X: a"] * 100)),
         (501, b"CONNECT demo.localhost:80 HTTP/1.1\r\nHost: demo.localhost\r\n\r\n"),
         (501, request("demo", "/", b"Transfer-Encoding: gzip, chunked", method=b"POST")),
@@ -169,9 +169,10 @@ def test_the_configured_limits_are_those_that_apply(start_server: StartServer) -
     check(raw(server, request("nobody", "/", b"X: " + b"a" * 2100)), 431)
     assert get(server.proxy_port, "nobody", "/", *[b"X: a"] * 4).status == 404
     check(raw(server, request("nobody", "/", *[b"X: a"] * 5)), 431)
-    wide = start_server(head_bytes=40_000, head_fields=300)
+    wide = start_server(head_bytes=40_000, head_fields=300, head_field_bytes=35_000)
     assert get(wide.proxy_port, "nobody", "/", b"X: " + b"a" * 30_000).status == 404
     assert get(wide.proxy_port, "nobody", "/", *[b"X: a"] * 250).status == 404
+    check(raw(wide, request("nobody", "/", b"X: " + b"a" * 35_000)), 431)
 
 
 def test_408_for_a_head_that_takes_too_long(start_server: StartServer, fast_clock: None) -> None:

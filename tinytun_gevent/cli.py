@@ -136,7 +136,8 @@ Options:
   --log-format FORMAT             text, or json: an object a line, with its fields as keys (default: text)
   --access-log FILE               file for a line about each HTTP exchange, in the combined format; -:
                                   standard output (none by default)
-  --head-bytes N                  longest request head, in bytes (431 beyond it) (default: 16384)
+  --head-bytes N                  longest request head, in bytes (431 beyond it) (default: 32768)
+  --head-field-bytes N            longest field of a request head, in bytes (431 beyond it) (default: 16384)
   --head-fields N                 most fields in a request head (default: 100)
   --head-timeout SECONDS          seconds for a whole request head (408 after it) (default: 10)
   --min-body-rate N               bytes a second of a request's body at least (408 after 20 s below it), and

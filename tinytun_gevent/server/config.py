@@ -163,7 +163,14 @@ class ServerConfig:
         "file for a line about each HTTP exchange, in the combined format; -: standard output",
     )
     head_bytes: int = _count(
-        "HEAD_BYTES", "16384", "longest request head, in bytes (431 beyond it)", low=1024, high=1 << 20
+        "HEAD_BYTES", "32768", "longest request head, in bytes (431 beyond it)", low=1024, high=1 << 20
+    )
+    head_field_bytes: int = _count(
+        "HEAD_FIELD_BYTES",
+        "16384",
+        "longest field of a request head, in bytes (431 beyond it)",
+        low=1024,
+        high=1 << 20,
     )
     head_fields: int = _count("HEAD_FIELDS", "100", "most fields in a request head", high=10_000)
     head_timeout: float = _seconds("HEAD_TIMEOUT", "10", "seconds for a whole request head (408 after it)")

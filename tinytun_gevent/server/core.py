@@ -101,7 +101,7 @@ class ServerCore:
                 self.is_trusted,
                 self.tally,
             )
-        self.request_limits = HeadLimits(config.head_bytes, config.head_fields)
+        self._request_limits = HeadLimits(config.head_bytes, config.head_fields, config.head_field_bytes)
         self.answer_limits = HeadLimits(config.answer_head_bytes, config.answer_head_fields)
         #: Whether the server is stopping: no new tunnels, no further request on a connection.
         self.draining = False
@@ -158,6 +158,10 @@ class ServerCore:
     def is_trusted(self, ip: str) -> bool:
         """Whether PROXY headers and forwarding fields from ``ip`` (unmapped) are believed."""
         return ip in self._trusted or self.peers.is_peer(ip)
+
+    def request_limits_of(self, ip: str) -> HeadLimits:
+        """How large the heads of requests from ``ip`` (unmapped) may be."""
+        return self._request_limits.of_a_peer() if self.peers.is_peer(ip) else self._request_limits
 
     def pool_of(self, tunnel: Tunnel) -> StreamPool:
         """The streams of ``tunnel``, whose list of sessions is the tunnel's own."""

@@ -118,6 +118,7 @@ class Visitor:
         "forwarder",
         "head_patience",
         "head_since",
+        "request_limits",
         "since",
         "sink",
     )
@@ -128,6 +129,8 @@ class Visitor:
         self._core = core
         self.end = end
         self.client = plain(known.address)
+        #: How large the heads of the requests may be.
+        self.request_limits = core.request_limits_of(self.client[0])
         self.sink = SocketSink(None, self.end)
         self.sink.on_lost = self.lost
         self.sink.on_drained = self._drained
@@ -158,10 +161,6 @@ class Visitor:
     def draining(self) -> bool:
         """Whether this connection must end after the exchange under way."""
         return self._last or (self._core.draining and self._core.successor is None)
-
-    @property
-    def request_limits(self) -> http1.HeadLimits:
-        return self._core.request_limits
 
     @property
     def answer_limits(self) -> http1.HeadLimits:
@@ -222,6 +221,7 @@ class Visitor:
         self._fresh = False
         if header is not None and header.source is not None and header.destination is not None:
             self.client = plain(header.source)
+            self.request_limits = self._core.request_limits_of(self.client[0])
             self.forwarder.forwarding = http1.Forwarding(self.client[0], header.destination[1])
 
     def _read_head(self) -> bytes | None:

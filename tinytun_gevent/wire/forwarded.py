@@ -117,8 +117,7 @@ def _from_right(value: bytes) -> Iterator[bytes]:
     Commas are taken as they are even inside quotes: an opening quote that a visitor planted
     must not swallow what the proxies wrote behind it (RFC 7239 section 8.1).
     """
-    while value:
-        value, _, member = value.rpartition(b",")
+    for member in reversed(value.split(b",")):
         if member := member.strip(b" \t"):
             yield member
 

@@ -95,6 +95,8 @@ def parse_request_head(head: bytes, limits: HeadLimits = REQUEST) -> RequestHead
     if target[0] != 0x2F:  # not "/": absolute form or "*"
         target, authority = _absolute_form(method, target)
     lines = head[line_end + 2 :]
+    if len(lines) > limits.field_bytes:
+        rules.check_lines(lines, limits.field_bytes)
     read = _remembered_fields if len(lines) <= _REMEMBERED else _read_fields
     return RequestHead(method, target, *read(lines, minor, authority, limits.fields))
 
