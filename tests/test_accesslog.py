@@ -254,6 +254,16 @@ def test_the_visitor_is_whom_a_trusted_proxy_names(
     assert [line.split()[0] for line in path.read_text().splitlines()] == ["192.0.2.9", "192.0.2.9"]
 
 
+def test_a_trusted_proxy_cannot_forge_a_line_by_an_address_with_a_zone(
+    start_server: StartServer, path: Path
+) -> None:
+    server = start_server(access_log=str(path), trusted_proxies="127.0.0.1")
+    get(server.proxy_port, "demo", "/", b'X-Forwarded-For: ::1%x - - [now] "forged" 200 0')
+    server.stop()
+    assert path.read_text().startswith("127.0.0.1 - - [")
+    assert "forged" not in path.read_text()
+
+
 def test_without_the_variable_nobody_observes(start_server: StartServer) -> None:
     assert len(start_server().core.observers) == 1
 

@@ -56,6 +56,11 @@ def test_trusted_peer_that_says_nothing() -> None:
         (b"", "10.0.0.1"),
         (b",", "10.0.0.1"),
         (b"010.0.0.2", "10.0.0.1"),
+        (b"fe80::1%eth0", "10.0.0.1"),
+        (b"192.0.2.1, fe80::1%25eth0, 10.0.0.2", "10.0.0.2"),
+        (b'::1%x - - [now] "forged" 200', "10.0.0.1"),
+        (b"[::1%x y]:443", "10.0.0.1"),
+        (b"192.0.2.1, 2001:db8::1%x", "10.0.0.1"),
         (b"192.0.2.1 10.0.0.2", "10.0.0.1"),
         (b"\xff", "10.0.0.1"),
         (b"9" * 5000, "10.0.0.1"),
@@ -87,6 +92,7 @@ def test_a_made_up_chain_of_trusted_proxies_has_an_end() -> None:
         (b'for="198.51.100.9, for=192.0.2.1', ("192.0.2.1", "http", b"")),
         (b"for=192.0.2.1, for=unknown", ("10.0.0.1", "http", b"")),
         (b"for=192.0.2.1, for=_hidden, for=10.0.0.2", ("10.0.0.2", "http", b"")),
+        (b'for="[::1%x forged]:1";proto=https', ("10.0.0.1", "http", b"")),
         (b"proto=https", ("10.0.0.1", "http", b"")),
         (b";;=;", ("10.0.0.1", "http", b"")),
         (b"", ("10.0.0.1", "http", b"")),
@@ -138,10 +144,12 @@ def test_lines_for_the_service() -> None:
 FIELD_TEXT = st.text(
     st.characters(codec="latin-1", min_codepoint=32, exclude_characters="\x7f"), max_size=60
 ) | st.text('for=;,":[] 0123456789.htpsx', max_size=60)
+ZONE = st.sampled_from(["::1%", "[fe80::1%", "for=[::1%", "192.0.2.1%"])
+ADDRESS_TEXT = FIELD_TEXT | st.builds(str.__add__, ZONE, FIELD_TEXT)
 
 
 @settings(deadline=None)  # a busy machine is no failure
-@given(st.sampled_from(["X-Forwarded-For", "Forwarded"]), FIELD_TEXT, FIELD_TEXT)
+@given(st.sampled_from(["X-Forwarded-For", "Forwarded"]), ADDRESS_TEXT, FIELD_TEXT)
 def test_nonsense_raises_nothing_and_yields_an_address(name: str, first: str, second: str) -> None:
     found = seen(
         f"{name}: {first}".encode("latin-1"),

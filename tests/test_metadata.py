@@ -124,6 +124,8 @@ def test_addresses_and_configured_names_are_answered(server: TunnelServer, host:
         "127.0.0.1.evil.example",
         "",
         "[::1].evil",
+        "[::1%25evil.example]",
+        "[fe80::1%eth0]:5553",
         "::1",
     ],
 )

@@ -55,7 +55,9 @@ def network_of(ip: str) -> str | int:
 
 
 def is_ip(text: str) -> bool:
-    """Whether ``text`` is an IP address without brackets or port."""
+    """Whether ``text`` is an IP address without brackets, port or zone, which may hold any text at all."""
+    if "%" in text:
+        return False
     try:
         ip_address(text)
     except ValueError:
@@ -91,7 +93,7 @@ class Networks:
         self._answers: dict[str, bool] = {}
 
     def __contains__(self, ip: str) -> bool:
-        """Whether ``ip`` (unmapped) lies in one of the networks; False for what is no address."""
+        """Whether ``ip`` (unmapped) lies in one of the networks; what is no address is in none."""
         if not self._networks:
             return False
         answer = self._answers.get(ip)
@@ -103,10 +105,9 @@ class Networks:
         return answer
 
     def _search(self, ip: str) -> bool:
-        try:
-            address = ip_address(ip)
-        except ValueError:
+        if not is_ip(ip):
             return False
+        address = ip_address(ip)
         return any(address in network for network in self._networks if network.version == address.version)
 
 

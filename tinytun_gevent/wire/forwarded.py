@@ -133,12 +133,18 @@ def _pairs(member: bytes) -> dict[bytes, bytes]:
 
 @lru_cache(maxsize=4096)
 def _address(text: bytes) -> str:
-    """Return the IP address in ``1.2.3.4``, ``1.2.3.4:5``, ``::1`` or ``[::1]:5``; blank if there is none."""
+    """Return the IP address in ``1.2.3.4``, ``1.2.3.4:5``, ``::1`` or ``[::1]:5``; blank if there is none.
+
+    One with a zone (``fe80::1%eth0``, RFC 4007 §11) is none: a zone may hold any text at all, and means
+    nothing on another machine.
+    """
     text = text.strip(b'"')
     if text[:1] == b"[":
         text = text[1:].partition(b"]")[0]
     elif text.count(b":") == 1:
         text = text.partition(b":")[0]
+    if b"%" in text:
+        return ""
     try:
         address = ip_address(text.decode("ascii"))
     except ValueError:
