@@ -55,9 +55,11 @@ setup(
     packages=find_packages(include=["tinytun_gevent", "tinytun_gevent.*"]),
     package_data={"tinytun_gevent": ["py.typed"]},
     # An upper bound where more than a public interface is used: how h2 keeps its streams, how
-    # gunicorn's master starts a worker.
+    # gunicorn's master starts a worker. A lower bound may be there for a vulnerability: the OpenSSL in the
+    # wheels of cryptography before 44.0.1 has CVE-2024-12797, h2 before 4.3 lets requests be split
+    # (CVE-2025-57804).
     install_requires=[
-        "cryptography>=42",
+        "cryptography>=44.0.1",
         "docopt-ng>=0.9",
         "gevent>=24.11",
         "greenlet>=3.1",
