@@ -54,14 +54,15 @@ def trust_file(path: Path) -> Path:
     return path
 
 
-def self_signed(name: str, bits: int) -> bytes:
-    """A certificate with a long RSA key, and that, in one PEM text."""
+def self_signed(name: str, bits: int = 2048, *, alternative: bool = True) -> bytes:
+    """A certificate with an RSA key, and that, in one PEM text; ``name`` is only its common name, or both."""
     key = rsa.generate_private_key(65537, bits)
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     builder = x509.CertificateBuilder(subject, subject, key.public_key(), 1)
     builder = builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=80))
-    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    if alternative:
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
     certificate = builder.sign(key, hashes.SHA256())
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return certificate.public_bytes(Encoding.PEM) + private

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import gevent
 import pytest
-from certificates import AUTHORITY, chain_of, install, issue, key_of, put
+from certificates import AUTHORITY, chain_of, install, issue, key_of, put, self_signed
 from gevent import ssl
 from helpers import deadline, socket_pair, wait_until
 
@@ -274,6 +274,17 @@ def test_a_domain_that_no_certificate_is_for_is_told_of(
     with caplog.at_level(logging.WARNING):
         load("example.com", "other.org")
     assert [record.message for record in caplog.records] == ["no certificate in TLS_DIR is for *.other.org"]
+
+
+def test_a_certificate_with_a_common_name_only_is_told_of(
+    tmp_path: Path, load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path / "old.pem", self_signed("*.example.com", alternative=False))
+    with caplog.at_level(logging.WARNING):
+        certificates = load()
+    assert any("no client accepts it" in record.message for record in caplog.records)
+    assert not certificates._store.by_name
+    assert certificates._store.default is not None  # for whoever does not look at names
 
 
 # -- what is spoken -----------------------------------------------------------

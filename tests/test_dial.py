@@ -16,6 +16,7 @@ import gevent
 import gevent.event
 import pytest
 import trustme
+from certificates import self_signed
 from gevent import socket, ssl
 from gevent.server import StreamServer
 
@@ -243,6 +244,26 @@ def test_a_certificate_for_another_name_is_hopeless(authority: trustme.CA, tmp_p
         pytest.raises(HopelessError, match="not valid"),
     ):
         dial_server(config(f"https://localhost:{port}", ca=ca))
+
+
+@pytest.fixture(scope="module")
+def nameless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for ``localhost`` by its common name only, and its key."""
+    path = tmp_path_factory.mktemp("nameless") / "pair.pem"
+    path.write_bytes(self_signed("localhost", alternative=False))
+    return path
+
+
+def test_a_common_name_is_no_name(nameless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(nameless)
+    words = r"none of its alternative names \(SAN\) is localhost; its common name does not count"
+    with serving(greet, context) as port:
+        with pytest.raises(HopelessError, match=words + "$"):
+            dial_server(config(f"https://localhost:{port}", ca=nameless))
+        monkeypatch.setenv("SSL_CERT_FILE", str(nameless))
+        with pytest.raises(LocalServiceError, match=words):
+            LocalDialer(parse_target(f"https://localhost:{port}", "always")).dial()
 
 
 def test_tls_to_a_plain_port_says_so() -> None:

@@ -6,8 +6,7 @@ import ssl
 from pathlib import Path
 
 import pytest
-import trustme
-from certificates import AUTHORITY, chain_of, install, issue, key_of, put
+from certificates import AUTHORITY, chain_of, install, issue, key_of, put, self_signed
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -179,12 +178,14 @@ def test_it_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Directory(str(tmp_path / "nowhere")).signature()
 
 
-def test_a_certificate_without_alternative_names_has_its_common_name(tmp_path: Path) -> None:
-    authority = trustme.CA()
-    named = authority.issue_cert(common_name="old.test")
-    install(tmp_path, named)
+def test_a_common_name_is_no_name(tmp_path: Path) -> None:
+    put(tmp_path / "old.pem", self_signed("*.old.test", alternative=False))
     (pair,), _ = read(tmp_path)
-    assert pair.names == ("old.test",)
+    assert pair.names == ()
+    lines = pem.report(str(tmp_path), ("old.test",))
+    assert lines[0].startswith("certificate for no name, until ")
+    assert any("old.pem: no client accepts it: it has no alternative name" in line for line in lines)
+    assert "warning: no certificate is for *.old.test" in lines
 
 
 def test_the_report_says_what_is_covered(tmp_path: Path) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+from certificates import self_signed
 from conftest import OpenTunnel, StartService
 from server_process import COMMAND, DEADLINE, environment
 from support import eventually, get
 
 from tinytun_gevent import TunnelServer, __version__
+from tinytun_gevent.errors import UnreachableError
 from tinytun_gevent.server import status
 from tinytun_gevent.server.account import Account
 
@@ -127,6 +133,27 @@ def impostor() -> Iterator[tuple[str, list[tuple[int, bytes]]]]:
     yield f"http://127.0.0.1:{server.server_port}", answers
     server.shutdown()
     server.server_close()
+
+
+def test_a_common_name_is_no_name_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = tmp_path / "pair.pem"
+    pair.write_bytes(self_signed("localhost", alternative=False))
+    monkeypatch.setenv("SSL_CERT_FILE", str(pair))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://localhost:{listener.getsockname()[1]}"
+        thread = Thread(target=_shake_one, args=(listener, context))
+        thread.start()
+        with pytest.raises(UnreachableError, match=r"[Hh]ostname mismatch"):
+            status.fetch(url)
+        thread.join(DEADLINE)
+
+
+def _shake_one(listener: socket.socket, context: ssl.SSLContext) -> None:
+    sock, _ = listener.accept()
+    with sock, contextlib.suppress(OSError):
+        context.wrap_socket(sock, server_side=True).close()
 
 
 @pytest.mark.parametrize(

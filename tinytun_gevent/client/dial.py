@@ -44,6 +44,9 @@ MAX_PROXY_HEAD = 16384
 #: How OpenSSL, in its several versions, says that the answer was no TLS at all.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL")
 
+#: X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of OpenSSL.
+_OTHER_NAME = frozenset((62, 64))
+
 #: A socket address with what ``socket()`` needs for it: family, and what ``connect`` takes.
 Address = tuple[int, Any]
 
@@ -90,10 +93,14 @@ def check_hidden(config: ClientConfig, addresses: Sequence[Address]) -> None:
 def make_context(ca: str | None, insecure: bool) -> ssl.SSLContext:
     """A TLS client's settings: the system's trust store, ``ca`` instead, or no check at all.
 
+    A name counts only as one of the certificate's alternative names, never as its common name
+    (RFC 9110 §4.3.4, RFC 9525).
+
     Made of gevent's own class, because the standard ``create_default_context`` makes sockets that block the
     whole thread in a program that is not patched. Raises UsageError.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.hostname_checks_common_name = False
     if insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -287,10 +294,9 @@ def start_tls(sock: socket.socket, context: ssl.SSLContext, host: str, authority
     try:
         return shake_hands(sock, context, host)
     except ssl.SSLCertVerificationError as error:
-        reason = clean(error.verify_message or "untrusted")
-        raise HopelessError(
-            f"the certificate of {authority} is not valid: {reason} (--ca FILE trusts its issuer)"
-        ) from None
+        hint = "" if error.verify_code in _OTHER_NAME else " (--ca FILE trusts its issuer)"
+        reason = why_not_valid(error, host)
+        raise HopelessError(f"the certificate of {authority} is not valid: {reason}{hint}") from None
     except ssl.SSLError as error:
         if error.reason in _NOT_TLS:
             hint = f"if its port is plain, say http://{bracketed(host)}:…"
@@ -298,6 +304,13 @@ def start_tls(sock: socket.socket, context: ssl.SSLContext, host: str, authority
         raise UnreachableError(f"TLS with {authority} failed: {clean(error.reason or 'closed')}") from None
     except (OSError, EOFError, ValueError) as error:
         raise UnreachableError(f"TLS with {authority} failed: {unclutter(error)}") from None
+
+
+def why_not_valid(error: ssl.SSLCertVerificationError, host: str) -> str:
+    """What is wrong with the certificate of ``host``, for people."""
+    if error.verify_code in _OTHER_NAME:
+        return f"none of its alternative names (SAN) is {clean(host)}; its common name does not count"
+    return clean(error.verify_message or "untrusted")
 
 
 def shake_hands(sock: socket.socket, context: ssl.SSLContext, host: str) -> TlsEnd:

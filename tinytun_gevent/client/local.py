@@ -17,7 +17,7 @@ from gevent.lock import BoundedSemaphore
 from ..errors import LocalServiceError, UnreachableError
 from ..sockets import End, Socket
 from ..tls import TlsEnd
-from .dial import Address, connect, connect_bare, make_context, resolve, shake_hands
+from .dial import Address, connect, connect_bare, make_context, resolve, shake_hands, why_not_valid
 from .target import Target
 from .text import clean, unclutter
 
@@ -111,7 +111,7 @@ class LocalDialer:
         try:
             return shake_hands(sock, context, self.target.host)
         except ssl.SSLCertVerificationError as error:
-            reason = clean(error.verify_message or "untrusted")
+            reason = why_not_valid(error, self.target.host)
             raise LocalServiceError(
                 f"{self.target}: its certificate is not valid: {reason} (--verify-target never accepts it)"
             ) from None

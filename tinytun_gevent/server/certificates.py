@@ -17,7 +17,7 @@ import gevent
 from gevent import ssl
 
 from tinytun_gevent.background import in_a_thread
-from tinytun_gevent.server.pem import Directory, Pair, Signature, covers
+from tinytun_gevent.server.pem import NAMELESS, Directory, Pair, Signature, covers
 from tinytun_gevent.wire.clienthello import SPOKEN
 
 log = logging.getLogger("tinytun_gevent.server")
@@ -180,6 +180,8 @@ class Certificates:
             pair = loaded.pair
             text = "certificate for %s, until %s, from %s"
             yield logging.INFO, text, pair.title, pair.until, pair.certificate
+            if not pair.names:
+                yield logging.WARNING, "%s: %s", pair.certificate, NAMELESS
         for domain in self._domains:
             if store.loaded and not any(covers(loaded.pair.names, domain) for loaded in store.loaded):
                 yield logging.WARNING, "no certificate in TLS_DIR is for *.%s", domain

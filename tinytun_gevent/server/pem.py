@@ -20,7 +20,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-from cryptography.x509.oid import NameOID
+
+NAMELESS: Final = "no client accepts it: it has no alternative name (SAN), and its common name does not count"
+"""What is said of a certificate without a name that counts."""
 
 MOST_FILES: Final = 4096
 """Files that are looked at: a thousand certificates, with what their makers put beside them."""
@@ -57,7 +59,7 @@ class Pair:
     key: str
     #: What tells this certificate from any other.
     fingerprint: bytes
-    #: The host names and addresses that it is good for, lower case.
+    #: The host names and addresses that it is good for, lower case: its alternative names.
     names: tuple[str, ...]
     #: When it begins and ends to be valid, in seconds of Unix time.
     begins: float
@@ -128,6 +130,7 @@ def report(path: str, domains: Iterable[str]) -> list[str]:
     lines = [f"certificate for {p.title}, until {p.until}: {p.certificate}" for p in pairs]
     now = time.time()
     lines += [f"warning: {p.certificate} has expired" for p in pairs if p.expires < now]
+    lines += [f"warning: {p.certificate}: {NAMELESS}" for p in pairs if not p.names]
     lines += [f"warning: {file} cannot be used: {reason}" for file, reason in broken.items()]
     for domain in domains:
         if not any(covers(pair.names, domain) for pair in pairs):
@@ -233,7 +236,7 @@ def _public(key: PublicKeyTypes) -> bytes:
 
 
 def _names(certificate: x509.Certificate) -> tuple[str, ...]:
-    """Its alternative names; its common name where it has none, as old ones do."""
+    """Its alternative names. Its common name counts for no client (RFC 9110 §4.3.4, RFC 9525)."""
     found: list[str] = []
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -242,8 +245,5 @@ def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     else:
         found += names.get_values_for_type(x509.DNSName)
         found += [str(address) for address in names.get_values_for_type(x509.IPAddress)]
-    if not found:
-        common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        found = [str(attribute.value) for attribute in common]
     lower = (name.lower().rstrip(".") for name in found)
     return tuple(dict.fromkeys(name for name in lower if ":" in name or _HOST_NAME.match(name)))
