@@ -104,6 +104,7 @@ print("gevent" in sys.modules, sorted(m for m in sys.modules if m.startswith("ti
     )
     expected = [
         "errors",
+        "files",
         "lines",
         "names",
         "rights",
@@ -278,6 +279,22 @@ def test_two_servers_do_not_share_a_state_directory(tmp_path: Path) -> None:
         server.wait()
     with ServerProcess(environ=environ) as server:
         server.wait_serving()
+
+
+def test_a_lock_that_is_a_link_is_not_made_elsewhere(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    directory.mkdir(mode=0o700)
+    (directory / "lock").symlink_to(tmp_path / "elsewhere")
+    assert launch.lock_directory(str(directory)) is None
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_state_directory_that_everybody_may_fill_is_told_of(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    with ServerProcess(environ=environment(STATE_DIR=str(tmp_path))) as server:
+        server.wait_serving()
+        server.wait_line("everybody may write in the directory")
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import stat
 from pathlib import Path
 
@@ -64,10 +65,26 @@ def test_leases_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert Storage(str(tmp_path)).read_leases() == []
 
 
+@pytest.mark.parametrize("words", ["belongs to another user", "everybody may write"])
+def test_a_directory_that_others_may_fill_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, words: str
+) -> None:
+    (tmp_path / "secret").write_bytes(b"x" * 32)
+    uid = os.geteuid()
+    if words == "everybody may write":
+        tmp_path.chmod(0o1777)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    storage = Storage(str(tmp_path))
+    assert storage.directory is None
+    assert storage.secret != b"x" * 32
+    assert words in caplog.text
+
+
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write_leases([APP])
-    (tmp_path / "leases.json.new").symlink_to("/dev/full")
+    (tmp_path / "leases.json.new").mkdir()
     with pytest.raises(OSError):
         storage.write_leases([APP, PORT])
     assert Storage(str(tmp_path)).read_leases() == [APP]

@@ -71,6 +71,19 @@ def test_what_else_is_in_the_file_stays_and_so_do_mode_and_links(path: Path, tmp
     assert sorted(file.name for file in tmp_path.iterdir()) == ["real.toml", "tokens.toml"]
 
 
+@pytest.mark.parametrize("exists", [False, True])
+def test_no_token_is_shown_that_cannot_be_kept(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], exists: bool
+) -> None:
+    if exists:
+        path.touch()
+    tmp_path.chmod(0o1777)
+    with pytest.raises(UsageError, match="everybody may write in the directory"):
+        command(path, "new", label="anna")
+    assert capsys.readouterr().out == ""
+    assert path.exists() is exists
+
+
 def test_a_token_is_revoked_by_the_beginning_of_its_hash(path: Path) -> None:
     for label in ("one", "two"):
         command(path, "new", label=label)

@@ -13,6 +13,7 @@ import stat
 import time
 from typing import Final
 
+from .. import files
 from ..lines import native_poll
 from . import combined
 from .observed import Observed
@@ -120,11 +121,7 @@ class LogFile:
         if self._descriptor is not None:
             return self._descriptor
         try:
-            if self._path == "-":
-                descriptor = os.dup(1)
-            else:
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
-                descriptor = os.open(self._path, flags, MODE)
+            descriptor = os.dup(1) if self._path == "-" else files.open_to_append(self._path, MODE)
             self._regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
         except OSError as error:
             self._fail(error.strerror or str(error))

@@ -147,6 +147,8 @@ def take_over(directory: Path, master: int) -> Predecessor | None:
     try:
         sock.settimeout(PATIENCE)
         sock.connect(str(directory / FILE))
+        if not _same_user(sock):
+            raise OSError("it is another user's")
     except OSError:  # nobody serves, or did until he was killed
         sock.close()
         return None

@@ -24,6 +24,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
+from .. import files
 from ..errors import UsageError
 from ..lines import line_handler
 from .addresses import listen_all
@@ -124,7 +125,8 @@ def lock_directory(path: str) -> int | None:
     """
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
-        lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        files.check_directory(path)
+        lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError:
         return None  # the worker says so
     try:

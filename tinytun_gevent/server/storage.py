@@ -43,6 +43,7 @@ class Storage:
         if self._path is not None:
             try:
                 self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                files.check_directory(self._path)  # a secret that others have put there is none
                 self.secret = self._load_secret(self._path / "secret")
             except OSError as error:
                 log.warning("STATE_DIR=%s: %s; names will not outlive a restart", path, _reason(error))

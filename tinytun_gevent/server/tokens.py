@@ -201,18 +201,22 @@ def _changing(path: str, *, make: bool = True) -> Iterator[_Change]:
     path = os.path.realpath(path)
     descriptor = _locked(path, make)
     try:
+        like = os.fstat(descriptor)
+        files.check_directory(os.path.dirname(path), like)  # before anything is shown that is not kept
         with open(descriptor, "rb", closefd=False) as file:
             change = _Change(_text(file.read(authfile.MAX_FILE + 1)))
         before = change.text
         yield change
         if change.text != before:
-            files.replace(path, change.text.encode(), os.fstat(descriptor))
+            files.replace(path, change.text.encode(), like)
     finally:
         os.close(descriptor)
 
 
 def _locked(path: str, make: bool) -> int:
     """A descriptor of the file that is there, locked against others who change it."""
+    if make and not os.path.exists(path):
+        files.check_directory(os.path.dirname(path))
     while True:
         descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if make else 0), 0o600)
         if fcntl is None:
