@@ -208,6 +208,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 # -- the field ----------------------------------------------------------------
 
 
+@example(" 0")
 @given(st.text(st.characters(max_codepoint=255), max_size=40))
 def test_what_is_a_token_arrives_as_it_is(text: str) -> None:
     request = OpenRequest(Kind.HTTP, "x:1", token=text)

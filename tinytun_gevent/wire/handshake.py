@@ -150,7 +150,8 @@ def is_resume_token(text: str) -> bool:
 
 def is_token(text: str) -> bool:
     """Tell whether ``text`` can be a bearer token (RFC 6750 2.1)."""
-    return len(text) <= MAX_TOKEN and _BEARER.match(f"Bearer {text}") is not None
+    match = _BEARER.match(f"Bearer {text}")
+    return len(text) <= MAX_TOKEN and match is not None and match["token"] == text
 
 
 def is_host(text: str) -> bool:
