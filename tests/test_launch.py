@@ -121,6 +121,7 @@ print("gevent" in sys.modules, sorted(m for m in sys.modules if m.startswith("ti
             )
         ),
         "wire",
+        "wire.claims",
         "wire.handshake",
     ]
     assert done.stdout.strip() == f"False {[f'tinytun_gevent.{name}' for name in expected]}"
