@@ -9,13 +9,15 @@ import socket as native
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import gevent
 import gevent.event
 import gevent.queue
 import greenlet
 import pytest
+from certificates import trust_file
 from fake_server import (
     DEADLINE,
     Collector,
@@ -38,9 +40,10 @@ from tinytun_gevent.client import link
 from tinytun_gevent.client.agent import Agent
 from tinytun_gevent.client.backoff import Backoff
 from tinytun_gevent.client.config import make_config
+from tinytun_gevent.client.dial import dial_server
 from tinytun_gevent.client.events import State
 from tinytun_gevent.client.observe import Exchange, Observer
-from tinytun_gevent.client.opening import tidy_url
+from tinytun_gevent.client.opening import is_final, tidy_url
 from tinytun_gevent.control import Control
 from tinytun_gevent.errors import (
     NameTakenError,
@@ -48,9 +51,11 @@ from tinytun_gevent.errors import (
     SessionClosedError,
     TunnelError,
     UnreachableError,
+    UsageError,
 )
 from tinytun_gevent.session import Session
 from tinytun_gevent.stream import CANCEL
+from tinytun_gevent.wire.goodbye import INADEQUATE_SECURITY, NO_ACCESS, NOT_ALLOWED
 from tinytun_gevent.wire.handshake import (
     Kind,
     OpenReply,
@@ -324,10 +329,93 @@ def test_a_refused_user_is_not_tried_again_later(server: FakeServer, monkeypatch
     fast(monkeypatch)
     with running(server, subdomain="app") as (agent, _):
         agent.wait_connected(DEADLINE)
-        server.script = [refuse(401, "Token revoked")]
+        server.script = [refuse(403, "Not you")]
         server.sessions.get(timeout=DEADLINE).close()
-        with pytest.raises(RefusedError, match="Token revoked"):
+        with pytest.raises(RefusedError, match="Not you"):
             agent.wait()
+
+
+def test_a_token_that_is_refused_right_after_a_loss_is_shown_again(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server may have read a file of tokens that was being rewritten."""
+    fast(monkeypatch)
+    with running(server, subdomain="app") as (agent, events):
+        agent.wait_connected(DEADLINE)
+        server.script = [refuse(401, "The token is not valid here")] * 3
+        cut(server.sessions.get(timeout=DEADLINE))
+        assert events.wait_for(State.RECONNECTING)
+        assert "not valid here" in events.wait_for(State.RECONNECTING)
+        events.wait_for(State.CONNECTED)
+        assert server.requests.qsize() == 5
+
+
+def test_a_token_that_is_refused_for_a_minute_is_not_shown_for_ever(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    monkeypatch.setattr(agent_module, "TOKEN_PATIENCE", 0.3)
+    with running(server, subdomain="app") as (agent, _):
+        agent.wait_connected(DEADLINE)
+        server.grant = lambda _: build_refusal(401, "The token is not valid here")
+        cut(server.sessions.get(timeout=DEADLINE))
+        with pytest.raises(RefusedError, match="not valid here"):
+            agent.wait()
+        assert server.requests.qsize() > 2
+
+
+def test_a_token_that_never_opened_anything_is_shown_once(server: FakeServer) -> None:
+    server.script = [refuse(401, "The token is not valid here")]
+    with running(server) as (agent, _), pytest.raises(RefusedError, match="not valid here"):
+        agent.wait()
+
+
+def test_a_goodbye_that_names_revocation_is_believed(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    with running(server, subdomain="app") as (agent, _):
+        agent.wait_connected(DEADLINE)
+        server.script = [refuse(401, "The token is not valid here")]
+        session = server.sessions.get(timeout=DEADLINE)
+        session.close(SessionClosedError(NO_ACCESS), INADEQUATE_SECURITY)
+        with pytest.raises(RefusedError, match="not valid here"):
+            agent.wait()
+        assert server.requests.qsize() == 2
+
+
+def test_a_goodbye_that_names_the_name_alone_says_nothing_of_the_token(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    with running(server, subdomain="app") as (agent, events):
+        agent.wait_connected(DEADLINE)
+        server.script = [refuse(401, "The token is not valid here")]
+        session = server.sessions.get(timeout=DEADLINE)
+        session.close(SessionClosedError(NOT_ALLOWED), INADEQUATE_SECURITY)
+        events.wait_for(State.RECONNECTING)
+        events.wait_for(State.CONNECTED)
+
+
+def test_tries_with_a_refused_token_are_few() -> None:
+    """A server that has forgotten the token counts them as guesses."""
+    agent = Agent(make_config("1", server="http://x", environ={}))
+    agent._team = cast(Any, SimpleNamespace(access_ended=False))
+    refused, others = RefusedError("x", 401), (RefusedError("x", 403), UnreachableError("x"))
+    now = time.monotonic()
+    assert 4 <= agent._pause_after(refused, now - 4) < 5
+    assert agent._pause_after(refused, now - 50) == agent_module.TOKEN_PAUSE
+    assert [agent._pause_after(error, now - 4) for error in others] == [0, 0]
+    assert agent._pause_after(refused, now - agent_module.TOKEN_PATIENCE) == 0
+
+
+def test_a_file_of_trusted_certificates_that_is_being_replaced_ends_no_tunnel(tmp_path: Path) -> None:
+    config = make_config("1", server="https://x", ca=trust_file(tmp_path / "ca.pem"), environ={})
+    (tmp_path / "ca.pem").write_bytes(b"")
+    with pytest.raises(UsageError, match="not a PEM file") as caught:
+        dial_server(config)
+    assert is_final(caught.value, first=True)
+    assert not is_final(caught.value, first=False)
 
 
 def test_a_stopping_server_is_left_at_once_but_its_visitors_finish(

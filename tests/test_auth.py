@@ -7,22 +7,26 @@ import os
 import socket
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import gevent
 import pytest
 from conftest import StartServer
 from h2.events import ConnectionTerminated
+from helpers import deadline
 from raw_client import RawClient
 from support import Response, connect, eventually, read_head, read_response, reset
 
 from tinytun_gevent import TunnelServer
 from tinytun_gevent.background import run_in_hub
-from tinytun_gevent.errors import TryLaterError, UsageError
+from tinytun_gevent.errors import RefusedError, TryLaterError, UsageError
 from tinytun_gevent.registry import Record
+from tinytun_gevent.server import tokens
 from tinytun_gevent.server.auth import Auth
-from tinytun_gevent.server.authfile import account_id, digest
-from tinytun_gevent.server.tally import Refusal
+from tinytun_gevent.server.authfile import Grant, account_id, digest
+from tinytun_gevent.server.config import ServerConfig
+from tinytun_gevent.server.tally import Refusal, Tally
 from tinytun_gevent.wire.handshake import Kind
 
 ANNA, BOB = "tt_anna-secret-secret-secret", "tt_bob-secret-secret-secret"
@@ -133,6 +137,204 @@ def test_a_session_joins_only_with_the_same_token(guarded: TunnelServer) -> None
     assert refusal(guarded, None, wish)[0] == 401
     RawClient(guarded, "shop", bearer=BOB, join=client).close()
     client.close()
+
+
+# -- a file that is being rewritten -------------------------------------------
+
+
+def found(path: Path) -> Auth:
+    """What a server makes of the file when it starts."""
+    auth = Auth(ServerConfig(auth_file=str(path)), Tally(), lambda ip: False)
+    auth.load()
+    return auth
+
+
+def knows(auth: Auth, token: str) -> bool:
+    """Whether a token gets in."""
+    try:
+        auth.authenticate(token, "192.0.2.1")
+    except TryLaterError:
+        raise
+    except RefusedError:
+        return False
+    return True
+
+
+def look(auth: Auth, now: float) -> None:
+    """One look at monotonic time ``now``, and what comes of it."""
+    with deadline():
+        auth.tick(now)
+        if auth._reading is not None:
+            auth._reading.join()
+
+
+def test_a_file_that_is_being_written_revokes_nobody(auth_file: Path) -> None:
+    auth = found(auth_file)
+    look(auth, 0)
+    text = auth_file.read_text()
+    for now, length in enumerate((0, 40, text.index("[[tokens]]", 1)), 1):
+        auth_file.write_text(text[:length])
+        look(auth, now)
+        assert knows(auth, BOB)
+    auth_file.write_text(text + entry("eve", "tt_eve"))
+    look(auth, 4)
+    assert not knows(auth, "tt_eve")
+    look(auth, 5)
+    assert knows(auth, "tt_eve")
+    assert auth.problem is None
+
+
+def test_a_file_that_was_renamed_into_its_place_counts_at_the_next_look(auth_file: Path) -> None:
+    auth = found(auth_file)
+    look(auth, 0)
+    replace(auth_file, entry("anna", ANNA))
+    look(auth, 1)
+    assert knows(auth, ANNA)
+    assert not knows(auth, BOB)
+
+
+def test_a_file_that_changes_while_it_is_read_does_not_count(
+    auth_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auth = found(auth_file)
+    look(auth, 0)
+    read = tokens.read
+
+    def interrupted(config: ServerConfig) -> list[Grant]:
+        monkeypatch.setattr(tokens, "read", read)
+        os.truncate(auth_file, 0)
+        return read(config)
+
+    monkeypatch.setattr(tokens, "read", interrupted)
+    replace(auth_file, auth_file.read_text() + "# more\n")
+    look(auth, 1)
+    assert knows(auth, BOB)
+    assert tokens.read is read, "it was read, and not believed"
+
+
+def test_an_empty_file_counts_after_its_time_with_a_warning(
+    auth_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    auth = found(auth_file)
+    look(auth, 0)
+    replace(auth_file, "")
+    for now in range(1, 11):
+        look(auth, now)
+        assert knows(auth, BOB)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{auth_file} is empty; what it said before goes on" in caplog.text
+    look(auth, 11)
+    assert not knows(auth, BOB)
+    assert "nobody has access" in caplog.text
+
+
+def test_a_server_that_starts_while_the_file_is_empty_sends_nobody_away_for_good(auth_file: Path) -> None:
+    text = auth_file.read_text()
+    os.truncate(auth_file, 0)
+    auth = found(auth_file)
+    assert auth.problem is not None
+    with pytest.raises(TryLaterError) as caught:
+        auth.authenticate(BOB, "192.0.2.1")
+    assert caught.value.status == 503
+    auth_file.write_text(text)
+    look(auth, time.monotonic() + 1)
+    look(auth, time.monotonic() + 2)
+    assert knows(auth, BOB)
+    assert auth.problem is None
+
+
+def test_a_file_that_has_been_empty_for_long_means_it(
+    auth_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.truncate(auth_file, 0)
+    later = time.time() + 60
+    monkeypatch.setattr("tinytun_gevent.server.auth.time.time", lambda: later)
+    auth = found(auth_file)
+    assert auth.problem is None
+    assert not knows(auth, BOB)
+
+
+def test_a_file_that_was_empty_at_the_start_counts_in_the_end(auth_file: Path) -> None:
+    os.truncate(auth_file, 0)
+    auth, now = found(auth_file), time.monotonic()
+    look(auth, now + 9)
+    assert not auth.is_ready
+    look(auth, now + 11)
+    assert not knows(auth, BOB)
+
+
+def test_half_a_file_at_the_start_costs_nobody_his_name(
+    start_server: StartServer, auth_file: Path, tmp_path: Path
+) -> None:
+    """A new worker reads what a script is still writing."""
+    text, state = auth_file.read_text(), str(tmp_path / "state")
+    server = start_server(auth_file=str(auth_file), state_dir=state)
+    client = RawClient(server, "shop", bearer=BOB, resume=b"")
+    leases = tmp_path / "state" / "leases.json"
+    eventually(lambda: leases.exists() and '"shop"' in leases.read_text())
+    server.stop()
+    client.close()
+    auth_file.write_text(text[: text.index("[[tokens]]", 1)])
+    after = start_server(auth_file=str(auth_file), state_dir=state)
+    assert refusal(after, BOB, "x-tinytun-subdomain: shop")[0] == 401
+    assert "shop" in after.registry.tunnels
+    auth_file.write_text(text)
+    eventually(lambda: run_in_hub(after.core.auth.account_of, account_id(digest(BOB))))
+    RawClient(after, "shop", bearer=BOB, resume=client.token).close()
+
+
+def test_the_clients_of_an_emptied_file_go_on(
+    guarded: TunnelServer, auth_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with RawClient(guarded, "shop", bearer=BOB) as client:
+        text = auth_file.read_text()
+        os.truncate(auth_file, 0)
+        eventually(lambda: "is empty" in caplog.text)
+        auth_file.write_text(text)
+        eventually(lambda: "read again" in caplog.text)
+        client.sync()
+        assert set(guarded.registry.tunnels) == {"shop"}
+
+
+def test_showing_a_token_that_was_valid_until_lately_is_no_guess(
+    guarded: TunnelServer, auth_file: Path
+) -> None:
+    text = auth_file.read_text()
+    replace(auth_file, entry("anna", ANNA))
+    eventually(lambda: refusal(guarded, BOB)[0] == 401)
+    for _ in range(10):
+        assert refusal(guarded, BOB) == (401, "The token is not valid here")
+    replace(auth_file, text)
+    eventually(lambda: run_in_hub(guarded.core.auth.account_of, account_id(digest(BOB))))
+    RawClient(guarded, "shop", bearer=BOB).close()
+
+
+def test_showing_a_token_that_has_just_expired_is_no_lapse(auth_file: Path) -> None:
+    replace(auth_file, entry("anna", ANNA, f"expires = {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"))
+    auth = found(auth_file)
+    eventually(lambda: not knows(auth, ANNA))
+    assert not any(knows(auth, ANNA) for _ in range(100))
+    assert not len(auth._penalties)
+
+
+def test_a_token_whose_tunnel_another_process_knew_is_no_guess(
+    start_server: StartServer, auth_file: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    server = start_server(auth_file=str(auth_file), state_dir=str(state))
+    client = RawClient(server, "shop", bearer=BOB, resume=b"")
+    eventually(lambda: (state / "leases.json").exists() and '"shop"' in (state / "leases.json").read_text())
+    server.stop()
+    client.close()
+    replace(auth_file, entry("anna", ANNA))
+    after = start_server(auth_file=str(auth_file), state_dir=str(state))
+    for _ in range(10):
+        assert refusal(after, BOB)[0] == 401
+    RawClient(after, "anna", bearer=ANNA).close()
+
+
+# -- changes ------------------------------------------------------------------
 
 
 def test_a_removed_token_ends_its_tunnels_and_no_others(guarded: TunnelServer, auth_file: Path) -> None:

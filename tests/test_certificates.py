@@ -214,6 +214,55 @@ def test_half_a_renewal_changes_nothing(tmp_path: Path, load: Load) -> None:
     assert len(certificates._store.loaded) == 2
 
 
+def test_a_file_that_is_emptied_and_written_in_place_is_shown_all_the_while(
+    tmp_path: Path, load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As acme.sh does it, with ``cat > file``; certificate and key may be in one."""
+    both = tmp_path / "both.pem"
+    old, new = issue("x.test", "old.test"), issue("x.test", "new.test", days=80)
+    put(both, chain_of(old) + key_of(old))
+    install(tmp_path, issue("other.test"), "other")
+    certificates = load()
+    with caplog.at_level(logging.WARNING):
+        both.write_bytes(b"")
+        for _ in range(3):
+            certificates.load()
+            assert "old.test" in shown(certificates, "x.test")
+        assert caplog.text.count(f"{both} is empty") == 1
+        both.write_bytes(chain_of(new))
+        certificates.load()
+        assert "old.test" in shown(certificates, "x.test")
+        both.write_bytes(chain_of(new) + key_of(new))
+        certificates.load()
+        assert "old.test" in shown(certificates, "x.test")
+        certificates.load()
+    assert "new.test" in shown(certificates, "x.test")
+    assert "cannot be used" not in caplog.text
+
+
+def test_a_file_that_stays_empty_is_gone_in_the_end(
+    tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, issue("x.test"), "a")
+    install(tmp_path, issue("y.test"), "b")
+    certificates = load("y.test")
+    monkeypatch.setattr("tinytun_gevent.filechange.EMPTY_SECONDS", 0.0)
+    for name in ("privkey.pem", "fullchain.pem"):
+        (tmp_path / "a" / name).write_bytes(b"")
+    certificates.load()
+    assert shown(certificates, "x.test") == {"x.test"}
+    certificates.load()
+    assert shown(certificates, "x.test") == {"y.test"}
+
+
+def test_a_new_process_is_told_of_a_file_that_was_emptied_a_moment_ago(tmp_path: Path, load: Load) -> None:
+    install(tmp_path, issue("x.test"))
+    assert load().problem() is None
+    key = tmp_path / "site" / "privkey.pem"
+    key.write_bytes(b"")
+    assert str(key) in str(load().problem())
+
+
 def test_what_is_removed_is_shown_no_longer_unless_it_is_all_there_is(tmp_path: Path, load: Load) -> None:
     install(tmp_path, issue("one.test"), "a")
     install(tmp_path, issue("two.test"), "b")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tinytun_gevent.errors import UsageError
+from tinytun_gevent.filechange import mark_of
 from tinytun_gevent.server import tokens
 from tinytun_gevent.server.authfile import digest
 from tinytun_gevent.server.config import ServerConfig
@@ -173,3 +174,15 @@ def test_a_token_given_in_place_of_its_label_is_not_repeated(path: Path) -> None
     with pytest.raises(UsageError, match="no token has this label") as error:
         command(path, "revoke", which="tt_a-secret")
     assert "secret" not in str(error.value)
+
+
+def test_a_file_whose_last_token_is_revoked_is_not_empty(path: Path) -> None:
+    """A server takes an empty one for a file that is being written, and waits."""
+    command(path, "new", label="anna")
+    command(path, "revoke", which="anna")
+    mark = mark_of(path)
+    assert mark is not None
+    assert not mark.is_empty
+    assert entries(path) == []
+    command(path, "new", label="bob")
+    assert [entry["label"] for entry in entries(path)] == ["bob"]

@@ -321,3 +321,26 @@ def test_a_reload_with_a_damaged_token_file_fails_also_without_a_state_directory
         server.wait_line("no worker can serve: AUTH_FILE=.*it is not TOML")
         server.wait_line("reload failed")
         assert server.tunnels() == []
+
+
+def test_a_reload_while_the_token_file_is_empty_fails_and_ends_nobody(
+    service: LocalService, tmp_path: Path
+) -> None:
+    """A script has truncated it and has not written it yet."""
+    token, file = "tt_of-a-worker", tmp_path / "tokens.toml"
+    good = f'[[tokens]]\nlabel = "a"\nsha256 = "{digest(token)}"\n'
+    file.write_text(good)
+    with ServerProcess(environ=environment(AUTH_FILE=str(file))) as server:
+        server.wait_serving()
+        options = {"server": server.url, "proxy": "", "subdomain": "demo", "token": token}
+        with Tunnel(service.port, **options):  # type: ignore[arg-type]
+            (before,) = server.tunnels()
+            os.truncate(file, 0)
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_line("no worker can serve: AUTH_FILE=.* it is empty since a moment ago")
+            server.wait_line("reload failed")
+            assert [t["id"] for t in server.tunnels()] == [before["id"]]
+            file.write_text(good)
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_serving(2)
+            wait_for(lambda: [t["id"] for t in server.tunnels()] == [before["id"]], "tunnel that moved")

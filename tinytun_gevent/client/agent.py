@@ -15,6 +15,7 @@ from gevent.event import Event
 
 from ..errors import (
     NameTakenError,
+    RefusedError,
     TryLaterError,
     TunnelError,
     UnreachableError,
@@ -44,6 +45,13 @@ RANDOM_NAME_PATIENCE = 60.0
 #: Longest Retry-After that is honored, in seconds: what guessing at tokens costs an address at most. A server
 #: that asks for more is wrong about it, and is asked again.
 MAX_RETRY_AFTER = 300.0
+
+#: Seconds after a loss for which a token that was good is shown again although the server refuses it: a file
+#: of tokens that is being rewritten, or a server that reads a wrong one, is mended within moments.
+TOKEN_PATIENCE = 60.0
+
+#: Longest wait between two such tries, in seconds: a name is kept for its owner for 30.
+TOKEN_PAUSE = 8.0
 
 
 class StoppedError(TunnelError):
@@ -168,7 +176,7 @@ class Agent:
                 session = self._connect(lost_at)
             except TunnelError as error:
                 self._note_failure(error, lost_at)
-                delay = self._delay_after(error)
+                delay = max(self._delay_after(error), self._pause_after(error, lost_at))
             else:
                 began = time.monotonic()
                 stops = self._serve(session)
@@ -217,7 +225,7 @@ class Agent:
 
     def _note_failure(self, error: TunnelError, lost_at: float) -> None:
         """After a failed attempt: raises if no other one is to follow."""
-        if is_final(error, first=self.url is None):
+        if is_final(error, first=self.url is None) and not self._may_pass(error, lost_at):
             raise error
         if isinstance(error, NameTakenError):
             now = time.monotonic()
@@ -228,6 +236,24 @@ class Agent:
         state = State.CONNECTING if self.url is None else State.RECONNECTING
         self._enter(state, clean(str(error), 300))
         self._check_time_left(lost_at)
+
+    def _may_pass(self, error: TunnelError, lost_at: float) -> bool:
+        """Whether ``error`` refuses a token that was good until ``lost_at``, which may be a mistake."""
+        team = self._team
+        return (
+            isinstance(error, RefusedError)
+            and error.status == 401
+            and team is not None
+            and not team.access_ended
+            and time.monotonic() - lost_at < TOKEN_PATIENCE
+        )
+
+    def _pause_after(self, error: TunnelError, lost_at: float) -> float:
+        """Seconds at least until a refused token is shown again: as many as have passed since the loss.
+
+        A server that has forgotten it counts such tries as guesses, for which its address has to wait.
+        """
+        return min(time.monotonic() - lost_at, TOKEN_PAUSE) if self._may_pass(error, lost_at) else 0.0
 
     def _delay_after(self, error: TunnelError) -> float:
         """Seconds until the next attempt: at least as many as the server asked for."""

@@ -59,6 +59,10 @@ class HopelessError(UnreachableError):
     """
 
 
+class TrustFileError(UsageError):
+    """The file of ``--ca`` has no certificates; once it had, it is being replaced, which passes."""
+
+
 def dial_server(
     config: ClientConfig, timeout: float = DIAL_TIMEOUT, address: Address | None = None
 ) -> End:
@@ -66,7 +70,7 @@ def dial_server(
 
     With ``address`` that is where it, or the proxy, is reached: a name may have several.
     Blocks for at most ``timeout`` seconds. Raises UnreachableError (HopelessError where trying
-    again is no use) and UsageError for a CA file that cannot be read, or a token that would go in the clear.
+    again is no use), TrustFileError, and UsageError for a token that would go in the clear.
     """
     context = make_context(config.ca, config.insecure) if config.server.tls else None
     late = UnreachableError(f"{config.server.authority} did not answer within {timeout:.0f} s")
@@ -97,7 +101,7 @@ def make_context(ca: str | None, insecure: bool) -> ssl.SSLContext:
     (RFC 9110 §4.3.4, RFC 9525).
 
     Made of gevent's own class, because the standard ``create_default_context`` makes sockets that block the
-    whole thread in a program that is not patched. Raises UsageError.
+    whole thread in a program that is not patched. Raises TrustFileError.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.hostname_checks_common_name = False
@@ -110,7 +114,8 @@ def make_context(ca: str | None, insecure: bool) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cafile=ca)
         except OSError as error:  # ssl.SSLError is one
-            raise UsageError(f"--ca {ca!r}: not a PEM file of certificates ({unclutter(error)})") from None
+            reason = unclutter(error)
+            raise TrustFileError(f"--ca {ca!r}: not a PEM file of certificates ({reason})") from None
     return context
 
 

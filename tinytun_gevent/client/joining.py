@@ -14,6 +14,7 @@ from .. import sockets
 from ..errors import HandshakeError, SessionError, TryLaterError, TunnelError
 from ..session import Session
 from ..stream import CANCEL, NO_ERROR, Stream
+from ..wire.goodbye import ends_access
 from ..wire.handshake import Join, OpenReply, OpenRequest
 from .config import ClientConfig
 from .dial import address_of
@@ -59,6 +60,8 @@ class Team:
         self._last = first
         #: Whether the server has closed any for another client, that showed the same token.
         self.replaced = False
+        #: Whether the server has closed any because the token is not valid any more.
+        self.access_ended = False
         #: Whether it said goodbye without a fault on the last one: it stops, or another process takes over.
         self.stops = False
         #: Those that take visitors, the oldest one first.
@@ -118,6 +121,8 @@ class Team:
     def _told_to_leave(self, session: Session) -> None:
         """GOAWAY has come on it: the server stops, or has had enough of this one."""
         self.replaced = self.replaced or session.goaway_code == CANCEL
+        if ends_access(session.goaway_code, session.goaway_reason):
+            self.access_ended = True
         if self._part_with(session, stops=session.goaway_code == NO_ERROR):
             self._all.see_off(session)
 

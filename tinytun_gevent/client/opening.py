@@ -29,7 +29,7 @@ from ..wire.handshake import (
 )
 from .address import bracketed
 from .config import ClientConfig
-from .dial import HopelessError, read_head
+from .dial import HopelessError, TrustFileError, read_head
 from .text import clean, hide, unclutter
 
 #: Seconds for the server's answer. It may have to ask a database or its peers about the name.
@@ -99,12 +99,13 @@ def refusal_error(refusal: Refusal, reason: str, authority: str, wish: str) -> T
 def is_final(error: TunnelError, first: bool) -> bool:
     """Whether no further attempt is made after ``error``; ``first``: it was never connected.
 
-    A wrong request and a user who is not wanted stay so. A name that is taken, or something
-    else in the server's place, may be for a while once the tunnel has been up.
+    A wrong request and a user who is not wanted stay so. A name that is taken, something else in the
+    server's place, or a file of trusted certificates without any may be for a while once the tunnel has been
+    up.
     """
     if isinstance(error, TryLaterError):
         return False
-    if isinstance(error, (NameTakenError, HopelessError)):
+    if isinstance(error, (NameTakenError, HopelessError, TrustFileError)):
         return first
     return not isinstance(error, (UnreachableError, SessionError))
 

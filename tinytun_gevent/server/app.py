@@ -93,20 +93,19 @@ class Serving:
     def start(self, predecessor: Predecessor | None = None, *, strict: bool = False) -> None:
         """Begins to accept connections; does not block.
 
-        ``strict``: raises UsageError where nobody can have access, because another process serves that knows
-        who may; so it is with a ``predecessor``.
+        ``strict``: raises UsageError where a file says nothing now that another process, which serves, has
+        read: who has access, or a certificate. So it is with a ``predecessor``.
 
         The names of the last process wait for their owners, and so do the visitors who ask for them;
         the ports of TCP tunnels are its own where it is still there to pass them on.
         """
         self.core.start()
-        problem = self.core.auth.problem
-        if problem is not None and (strict or predecessor is not None):
+        if (strict or predecessor is not None) and (problem := self.core.problem()) is not None:
             raise problem
         records, ports = (predecessor.records, predecessor.ports) if predecessor else (None, {})
         self._tunnels.restore(self._leases.start(records), ports)
         self.core.auth.on_change = self._tunnels.review
-        self._tunnels.review()
+        self._tunnels.review(spares=not self.core.auth.is_settled)
         self.core.clock.watch(self._leases)
         self.sight.lag.start()
         if self._access_log is not None:

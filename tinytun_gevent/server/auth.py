@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import Final
@@ -14,17 +13,17 @@ import gevent
 
 from ..background import in_a_thread
 from ..errors import RefusedError, TryLaterError, UsageError
+from ..filechange import EMPTY_SECONDS, FileChange, Mark, Verdict, mark_of
 from ..rights import Names, Reservations, Rights
 from . import authfile, tokens
 from .account import Account
 from .authfile import Grant
 from .config import ServerConfig
+from .former import LATELY, Former
 from .penalties import Penalties
 from .tally import Refusal, Tally
 
 log = logging.getLogger("tinytun_gevent.server")
-
-_Signature = tuple[int, int, int, int] | None
 
 NO_TOKEN: Final = "This server asks for a token"
 WRONG_TOKEN: Final = "The token is not valid here"
@@ -35,12 +34,15 @@ TRY_AGAIN: Final = 5.0
 """Seconds after which a client comes back to a server that could not read its tokens: somebody repairs that
 by hand."""
 
+YOUNG: Final = 2.0
+"""Seconds for which a file that is found at the start may still be being written: two looks."""
+
 
 class Auth:
     """Tells who asks for a tunnel, by his token.
 
-    It is watched by the server's clock, and so follows changes of the file: within two seconds, because a
-    tick comes each second. A file that makes no sense leaves everything as it was.
+    It is watched by the server's clock, and so follows changes of the file, as `filechange` has them: within
+    three seconds, because a tick comes each second. A file that makes no sense leaves everything as it was.
     """
 
     def __init__(self, config: ServerConfig, tally: Tally, exempt: Callable[[str], bool]) -> None:
@@ -50,13 +52,16 @@ class Auth:
         self._exempt = exempt
         self._path = config.auth_file
         self._penalties = Penalties()
+        self._former = Former()
         reserved = Rights(Reservations(Names(config.reserved_names)))
         self._anybody = Account(each=config.tunnel_limits, rights=reserved)
         #: By the SHA-256 of the token, and by the account's id.
         self._grants: dict[str, Grant] = {}
         self._accounts: dict[str, Grant] = {}
-        self._seen: _Signature = None
-        self._reading: gevent.Greenlet[[], None] | None = None
+        self._change = FileChange()
+        self._reading: gevent.Greenlet[[Mark | None], None] | None = None
+        #: What the file was when it was read at the start, if another look has to tell whether that was all.
+        self._first: Mark | None = None
         #: When the next token expires, in seconds since the epoch.
         self._next_expiry = math.inf
         #: What the wall clock said last: it may be set back.
@@ -73,22 +78,42 @@ class Auth:
         """Whether everybody may open tunnels."""
         return not self._path
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether what was read at the start is known to be the whole file.
+
+        Until then nobody who is not in it has lost anything; `on_change` is called when it is.
+        """
+        return self._first is None
+
     def load(self) -> None:
         """Reads the file for the first time; blocks on the disk.
 
-        With a :attr:`problem` nobody has access, and whoever asks is to come back.
+        With a :attr:`problem` nobody has access, and whoever asks is to come back: so it is with a file that
+        is empty, and was changed within the last `EMPTY_SECONDS`.
         """
-        if self._path:
-            self._seen = _signature(self._path)
-            self._try(lambda: tokens.read(self._config))
+        if not self._path:
+            return
+        mark, wall = mark_of(self._path), time.time()
+        if mark is not None and mark.is_empty and mark.is_new(wall, EMPTY_SECONDS):
+            self._change.look(mark, time.monotonic())
+            self.problem = UsageError(f"AUTH_FILE={self._path}: it is empty since a moment ago")
+            log.error("%s; nobody has access", self.problem)
+            return
+        if mark is not None and mark.is_new(wall, YOUNG):
+            self._first = mark
+            self._change.look(mark, time.monotonic())
+        else:
+            self._change.take(mark)
+        if self._try(lambda: tokens.read(self._config)) and mark is not None and mark.is_empty:
+            log.warning("AUTH_FILE=%s is empty; nobody has access", self._path)
 
     def tick(self, now: float) -> None:
         """Looks whether the file has changed, and whether a token has expired."""
         if not self._path:
             return
-        if self._reading is None and (signature := _signature(self._path)) != self._seen:
-            self._seen = signature
-            self._reading = gevent.spawn(self._reload)
+        if self._reading is None:
+            self._look(mark_of(self._path), now)
         wall, before = time.time(), self._wall
         self._wall = wall
         if wall > self._next_expiry:
@@ -97,12 +122,34 @@ class Auth:
         elif wall < before:  # what had expired is valid again, and expires again
             self._plan_expiry()
 
-    def _reload(self) -> None:
+    def _look(self, mark: Mark | None, now: float) -> None:
+        verdict = self._change.look(mark, now)
+        if verdict is Verdict.EMPTY:
+            text = "AUTH_FILE=%s is empty; %s, and it counts if it stays so for %.0f s"
+            log.warning(text, self._path, self._meanwhile, EMPTY_SECONDS)
+        elif verdict is Verdict.READ and mark is not None and mark == self._first:
+            self._first = None
+            self._change.take(mark)
+            self._changed()
+        elif verdict is Verdict.READ:
+            self._reading = gevent.spawn(self._reload, mark)
+
+    def _reload(self, mark: Mark | None) -> None:
         try:
             # TOML is read at about a megabyte a second. Who is shut out is not to wait for other threads.
-            if self._try(lambda: in_a_thread(lambda: tokens.read(self._config), of_its_own=True)):
+            read = self._try(
+                lambda: in_a_thread(lambda: tokens.read_settled(self._config, mark), of_its_own=True)
+            )
+            self._change.take(mark)
+            self._first = None
+            if read and mark is not None and mark.is_empty:
+                log.warning("AUTH_FILE=%s has been empty for a while; nobody has access", self._path)
+            elif read:
                 log.info("AUTH_FILE=%s: read again, %d tokens", self._path, len(self._grants))
+            if read:
                 self._changed()
+        except tokens.UnsteadyFileError:
+            pass  # the next look begins anew
         finally:
             self._reading = None
 
@@ -111,15 +158,21 @@ class Auth:
             grants = read()
         except UsageError as error:
             self.problem = error
-            log.error(
-                "%s%s", error, "; what it said before goes on" if self._grants else "; nobody has access"
-            )
+            log.error("%s; %s", error, self._meanwhile)
             return False
         self.problem, self.is_ready = None, True
+        before = self._accounts
         self._grants = {grant.sha256: grant for grant in grants}
         self._accounts = {grant.account.id: grant for grant in grants}
+        for id in before.keys() - self._accounts.keys():
+            self.remember(id)
         self._plan_expiry()
         return True
+
+    @property
+    def _meanwhile(self) -> str:
+        """What holds while the file cannot be used, for the log."""
+        return "what it said before goes on" if self._grants else "nobody has access"
 
     def _plan_expiry(self) -> None:
         # Expiry is a date of the calendar's, which only the wall clock knows.
@@ -155,7 +208,7 @@ class Auth:
                 self._penalties.welcome(ip, grant.account.id)
             return grant.account
         self._tally.refuse(Refusal.TOKEN)
-        if not exempt:
+        if not exempt and not self._is_former(token, grant):
             (self._penalties.guessed if token and grant is None else self._penalties.lapsed)(ip)
         raise RefusedError(NO_TOKEN if token is None else EXPIRED_TOKEN if grant else WRONG_TOKEN, 401)
 
@@ -165,6 +218,19 @@ class Auth:
             return self._anybody if not id else None
         grant = self._accounts.get(id)
         return None if grant is None or _expired(grant) else grant.account
+
+    def remember(self, id: str) -> None:
+        """The account that is called ``id`` had access until now, also if that is not known any more: a
+        tunnel of its own was open when another process served."""
+        self._former.add(id)
+
+    def _is_former(self, token: str | None, grant: Grant | None) -> bool:
+        """Whether a token that is not valid was until lately: showing it is neither guess nor lapse."""
+        if token is None:
+            return False
+        if grant is not None and grant.expires is not None and time.time() - grant.expires < LATELY:
+            return True
+        return self._former.has(authfile.account_id(authfile.digest(token)))
 
     def _find(self, token: str) -> Grant | None:
         """The grant of a token. How long the search takes depends on the token's hash alone, which tells
@@ -176,12 +242,3 @@ class Auth:
 
 def _expired(grant: Grant) -> bool:
     return grant.expires is not None and time.time() > grant.expires
-
-
-def _signature(path: str) -> _Signature:
-    """What changes whenever the file does; None if it cannot be looked at."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

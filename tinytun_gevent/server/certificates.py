@@ -1,7 +1,7 @@
 """The certificates that the server shows: which one for which name, and new ones as soon as they are there.
 
-A directory is looked at every :data:`LOOK` seconds, in a thread. What has changed is in use from the next
-handshake on; connections that stand do not notice.
+A directory is looked at every :data:`LOOK` seconds, in a thread. What has changed, as `filechange` has it, is
+in use from the next handshake on; connections that stand do not notice.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import gevent
 from gevent import ssl
 
 from tinytun_gevent.background import in_a_thread
+from tinytun_gevent.errors import UsageError
 from tinytun_gevent.server.pem import NAMELESS, Directory, Pair, Signature, covers
 from tinytun_gevent.wire.clienthello import SPOKEN
 
 log = logging.getLogger("tinytun_gevent.server")
 
 LOOK: Final = 2.0
-"""Seconds between two looks at the directory: with the time to read it, a change is in use within 5."""
+"""Seconds between two looks at the directory: with the time to read it, a change is in use within 5, also one
+that counts at the second look."""
 
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2, what Mozilla calls intermediate, without DHE, which is slow. TLS 1.3 has its own."""
@@ -140,6 +142,11 @@ class Certificates:
             self._store = store
             self._said = _say(self._about(store), self._said)
         self._warned = _say(self._ending(time.time()), self._warned)
+
+    def problem(self) -> UsageError | None:
+        """A file that was emptied a moment ago, so that nobody knows what was in it. Blocks on the disk."""
+        path = in_a_thread(lambda: self._directory.emptied(time.time()))
+        return None if path is None else UsageError(f"TLS_DIR: {path} is empty since a moment ago")
 
     def _watch(self) -> None:
         while True:

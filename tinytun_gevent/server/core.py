@@ -12,7 +12,7 @@ import gevent
 from gevent import socket
 from gevent.event import Event
 
-from ..errors import TryLaterError
+from ..errors import TryLaterError, UsageError
 from ..registry import Registry, Tunnel
 from ..shares import Share, Shares
 from ..sockets import End, end_of
@@ -135,6 +135,12 @@ class ServerCore:
             log.warning(
                 "PEERS is set, but METADATA_BIND is a loopback address: no other node can ask this one"
             )
+
+    def problem(self) -> UsageError | None:
+        """What a process that has read the files before knows better than this one. Blocks on the disk."""
+        if self.auth.problem is not None or self.certificates is None:
+            return self.auth.problem
+        return self.certificates.problem()
 
     def authorize(self, request: OpenRequest, address: tuple[str, int]) -> Account:
         """The one place that decides whether ``request`` from ``address`` may open a tunnel.

@@ -6,6 +6,7 @@ disk; no sockets, no gevent: it runs in a thread, and in the command's ``--check
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -20,6 +21,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from tinytun_gevent.filechange import EMPTY_SECONDS, FileChange, Mark, Verdict
+
+log = logging.getLogger("tinytun_gevent.server")
 
 NAMELESS: Final = "no client accepts it: it has no alternative name (SAN), and its common name does not count"
 """What is said of a certificate without a name that counts."""
@@ -46,8 +51,8 @@ _MALFORMED: Final = (
 
 _HOST_NAME: Final = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z")
 
-Signature = Mapping[str, tuple[int, ...]]
-"""The files that there are; what tells of each that it has changed."""
+Signature = Mapping[str, Mark]
+"""The files that count; what tells of each that it has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +101,40 @@ class Directory:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._known: dict[str, tuple[tuple[int, ...], Contents]] = {}
+        self._known: dict[str, tuple[Mark, Contents]] = {}
+        self._changes: dict[str, FileChange] = {}
 
-    def signature(self) -> Signature:
-        """What is there now. Raises ``OSError`` if the directory itself cannot be read."""
+    def signature(self, now: float | None = None) -> Signature:
+        """What counts at monotonic time ``now``. Raises ``OSError`` if the directory itself cannot be read.
+
+        A file that is being written counts as it was before (see `filechange`), one that is seen for the
+        first time at once, unless it is empty. One that is gone is gone.
+        """
         os.stat(os.path.join(self._path, "."))
-        return dict(_walk(self._path, DEPTH, set(), [MOST_FILES]))
+        now = time.monotonic() if now is None else now
+        found = dict(_walk(self._path, DEPTH, set(), [MOST_FILES]))
+        self._changes = {path: self._changes.get(path) or _first_look(mark) for path, mark in found.items()}
+        counted = {path: self._counted(path, mark, now) for path, mark in found.items()}
+        return {path: mark for path, mark in counted.items() if mark is not None and not mark.is_empty}
+
+    def _counted(self, path: str, mark: Mark, now: float) -> Mark | None:
+        """The mark that a file counts with."""
+        change = self._changes[path]
+        verdict = change.look(mark, now)
+        if verdict is Verdict.EMPTY and change.taken is not None:
+            text = "TLS_DIR: %s is empty; what it had goes on, for %.0f s unless it is written"
+            log.warning(text, path, EMPTY_SECONDS)
+        elif verdict is Verdict.READ:
+            change.take(mark)
+        return change.taken
+
+    def emptied(self, wall: float) -> str | None:
+        """A file that was emptied within the last moments before ``wall``, seconds since the epoch; or None.
+
+        For a process that has not seen what was in it.
+        """
+        found = _walk(self._path, DEPTH, set(), [MOST_FILES])
+        return next((p for p, mark in found if mark.is_empty and mark.is_new(wall, EMPTY_SECONDS)), None)
 
     def read(self, signature: Signature) -> tuple[list[Pair], dict[str, str]]:
         """The pairs in the files of ``signature``, and the files that are broken, with the reason.
@@ -116,6 +149,10 @@ class Directory:
         contents = {path: content for path, (_, content) in sorted(known.items())}
         broken = {path: content.problem for path, content in contents.items() if content.problem}
         return _paired(contents), broken
+
+
+def _first_look(mark: Mark) -> FileChange:
+    return FileChange(None if mark.is_empty else mark)
 
 
 def covers(names: Iterable[str], domain: str) -> bool:
@@ -140,7 +177,7 @@ def report(path: str, domains: Iterable[str]) -> list[str]:
 
 def _walk(
     path: str, depth: int, seen: set[tuple[int, int]], left: list[int]
-) -> Iterator[tuple[str, tuple[int, ...]]]:
+) -> Iterator[tuple[str, Mark]]:
     """The files below ``path`` that may be ours, ``left`` at most; through links, but nowhere twice."""
     try:
         here = os.stat(path)
@@ -163,9 +200,8 @@ def _walk(
         if stat.S_ISDIR(status.st_mode):
             if depth:
                 yield from _walk(entry.path, depth - 1, seen, left)
-        elif stat.S_ISREG(status.st_mode) and 0 < status.st_size <= MOST_BYTES:
-            mark = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
-            yield entry.path, mark
+        elif stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES:
+            yield entry.path, Mark.of(status)
 
 
 def _read(path: str) -> Contents:

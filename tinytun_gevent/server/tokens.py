@@ -11,7 +11,8 @@ from datetime import UTC, date, datetime
 from typing import Any, Final
 
 from .. import files
-from ..errors import UsageError
+from ..errors import TunnelError, UsageError
+from ..filechange import Mark, mark_of
 from ..rights import Names
 from . import authfile, edit
 from .authfile import Grant
@@ -28,8 +29,27 @@ PREFIX: Final = "tt_"
 TOKEN_BYTES: Final = 24
 """192 bits, 32 characters: nobody guesses one."""
 
+NO_TOKENS: Final = "# no tokens\n"
+"""What is left behind the last token: an empty file would count late, as one that may be being written."""
+
 SHORTEST_HASH: Final = 6
 """Digits of a hash that name a token to be revoked at least; fewer could be a label by mistake."""
+
+
+class UnsteadyFileError(TunnelError):
+    """The file was changed while it was read, so what was found in it says nothing."""
+
+
+def read_settled(config: ServerConfig, mark: Mark | None) -> list[Grant]:
+    """As :func:`read`, of a file that has ``mark`` before and after it.
+
+    Raises UnsteadyFileError if it has not, whatever was found then.
+    """
+    try:
+        return read(config)
+    finally:
+        if mark_of(config.auth_file) != mark:
+            raise UnsteadyFileError("it is being changed")
 
 
 def read(config: ServerConfig) -> list[Grant]:
@@ -118,6 +138,8 @@ def _revoke(path: str, which: str) -> int:
         grants = authfile.parse(change.text)
         number = _number_of(grants, which)
         change.text = edit.remove(change.text, number)
+        if not change.text.strip():
+            change.text = NO_TOKENS
     print(f"revoked: {grants[number].account.label}; its tunnels end within 5 seconds", file=sys.stderr)
     return 0
 

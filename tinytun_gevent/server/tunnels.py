@@ -22,6 +22,7 @@ from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.tcp import TcpPorts
 from tinytun_gevent.session import Session
 from tinytun_gevent.stream import CANCEL, NO_ERROR
+from tinytun_gevent.wire.goodbye import INADEQUATE_SECURITY, NO_ACCESS, NOT_ALLOWED, REPLACED
 from tinytun_gevent.wire.handshake import Kind, OpenRequest
 
 if TYPE_CHECKING:
@@ -31,16 +32,6 @@ log = logging.getLogger(__name__)
 
 PORT_TRIES: Final = 64
 """Random ports tried when other programs hold some of the range."""
-
-REPLACED: Final = "replaced"
-"""What a session is told whose tunnel its owner has opened anew."""
-
-NO_ACCESS: Final = "its token was revoked or has expired"
-NOT_ALLOWED: Final = "its token does not allow the name any more"
-"""What a session is told whose tunnel its opener may not have any more."""
-
-INADEQUATE_SECURITY: Final = 12
-"""The code it is told with (RFC 9113 §7). Its client comes back, and is refused with a reason."""
 
 
 class Tunnels:
@@ -62,6 +53,7 @@ class Tunnels:
         for tunnel in tunnels:
             self._core.pool_of(tunnel).expect()
             self._core.budgets.restore(tunnel)
+            self._core.auth.remember(tunnel.opener)
             if isinstance(tunnel.name, int) and self._must_listen(tunnel.kind):
                 try:
                     self.ports.listen(tunnel, left.pop(tunnel.name, None))
@@ -219,9 +211,11 @@ class Tunnels:
             registry.lease(tunnel, time.monotonic())
             self._core.pool_of(tunnel).expect()
 
-    def review(self) -> None:
+    def review(self, *, spares: bool = False) -> None:
         """Ends the tunnels of those who may not have them any more, leased ones too, and those that only
         finish what they carry; the others' figures may have changed. Does nothing while nobody knows who may.
+
+        ``spares`` accounts that are not known: the file of tokens may not be whole yet.
         """
         if not self._core.auth.is_ready:
             return
@@ -229,7 +223,8 @@ class Tunnels:
         for tunnel in {*self._core.registry.tunnels.values(), *self._served}:
             account = self._core.auth.account_of(tunnel.opener)
             if account is None:
-                self._expel(tunnel, NO_ACCESS)
+                if not (spares and tunnel.opener):
+                    self._expel(tunnel, NO_ACCESS)
             elif not account.rights.allows(tunnel.name):
                 self._expel(tunnel, NOT_ALLOWED)
             else:
