@@ -18,8 +18,8 @@ from helpers import MIB, Inbox, Pair, deadline, fd_count, session_pair, socket_p
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinytun_gevent.errors import SessionClosedError, StreamResetError
-from tinytun_gevent.relay import SocketSink, relay
+from tinytun_gevent.errors import SessionClosedError, SessionError, StreamResetError
+from tinytun_gevent.relay import ServiceSink, SocketSink, relay
 from tinytun_gevent.sockets import end_of, set_reset
 from tinytun_gevent.stream import CANCEL
 
@@ -316,9 +316,18 @@ def test_a_stalled_visitor_delays_nobody_else_on_the_session() -> None:
 class Credited:
     """Stands for a stream: counts the credit that it gets."""
 
+    answers = False
+
     def __init__(self) -> None:
         self.credit = 0
         self.resets = 0
+        self.kept = 0
+        #: Whether what waits may be kept after an abort.
+        self.keeps = True
+
+    def keep(self, count: int) -> bool:
+        self.kept += count
+        return self.keeps
 
     def consumed(self, count: int) -> None:
         assert count > 0
@@ -409,6 +418,94 @@ def test_an_abort_before_the_socket_comes_is_seen() -> None:
     assert sink.done
     with deadline():
         sink.wait_done()
+
+
+RESET = StreamResetError(CANCEL, remote=True)
+
+
+@pytest.mark.parametrize("error", [RESET, SessionClosedError("gone")], ids=["reset", "session"])
+def test_what_came_before_an_abort_is_delivered_and_then_the_socket_is_reset(error: SessionError) -> None:
+    sink, stream, visitor = sink_on_a_socket()
+    sink.write(b"x" * MIB, MIB)
+    held = MIB - stream.credit
+    assert held
+    sink.aborted(error)
+    sink.aborted(error)
+    sink.finish()
+    sink.write(b"late", 4)
+    assert (sink.cutting, sink.done, sink.idle, stream.kept) == (True, False, False, held)
+    got = b""
+    with deadline():
+        while len(got) < MIB:
+            got += visitor.recv(65536)
+    read_to_reset(visitor)
+    with deadline():
+        sink.wait_done()
+    assert got == b"x" * MIB
+    assert (sink.cutting, stream.credit, stream.resets) == (False, MIB, 0)
+    visitor.close()
+
+
+def test_a_reset_waits_for_what_is_in_our_kernel_only() -> None:
+    """Everything was given to it, so nothing waits here; the peer's has no room for all of it."""
+    visitor, ours = socket_pair()
+    visitor.setsockopt(native.SOL_SOCKET, native.SO_RCVBUF, 32 * 1024)
+    ours.setsockopt(native.SOL_SOCKET, native.SO_SNDBUF, MIB)
+    sink = SocketSink(Credited(), end_of(ours))  # type: ignore[arg-type]
+    size = ours.send(b"x" * MIB)
+    assert size > 100_000
+    assert sink.idle
+    sink.aborted(RESET)
+    got = 0
+    with deadline():
+        while got < size:
+            got += len(visitor.recv(65536))
+    read_to_reset(visitor)
+    visitor.close()
+
+
+def test_an_abort_of_our_own_drops_what_waits() -> None:
+    sink, stream, visitor = sink_on_a_socket()
+    sink.write(b"x" * MIB, MIB)
+    sink.aborted(StreamResetError(CANCEL, remote=False))
+    assert (sink.done, stream.credit, stream.kept) == (True, MIB, 0)
+    read_to_reset(visitor)
+    visitor.close()
+
+
+def test_what_is_too_much_for_the_session_is_dropped() -> None:
+    sink, stream, visitor = sink_on_a_socket()
+    stream.keeps = False
+    sink.write(b"x" * MIB, MIB)
+    sink.aborted(RESET)
+    assert sink.done
+    read_to_reset(visitor)
+    visitor.close()
+
+
+def test_a_visitor_that_leaves_meanwhile_ends_it() -> None:
+    sink, _, visitor = sink_on_a_socket()
+    sink.write(b"x" * MIB, MIB)
+    sink.aborted(RESET)
+    set_reset(visitor)
+    visitor.close()
+    with deadline():
+        sink.wait_done()
+    assert not sink.cutting
+
+
+def test_a_service_has_a_moment_for_what_came_before_the_abort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServiceSink, "last_delivery", 0.05)
+    service, ours = socket_pair()
+    ours.setsockopt(native.SOL_SOCKET, native.SO_SNDBUF, 4096)
+    sink = ServiceSink(Credited(), end_of(ours))  # type: ignore[arg-type]
+    sink.write(b"x" * MIB, MIB)
+    sink.aborted(RESET)
+    assert not sink.done
+    with deadline():
+        sink.wait_done()
+    read_to_reset(service)
+    service.close()
 
 
 def test_a_lost_socket_resets_the_stream_once_and_drops_the_rest() -> None:

@@ -8,6 +8,7 @@ import gevent
 import pytest
 from helpers import MIB, Inbox, Pair, deadline, session_pair, socket_pair, wait_until
 
+from tinytun_gevent import session
 from tinytun_gevent.errors import SessionClosedError, StreamResetError
 from tinytun_gevent.flow import INITIAL_WINDOW
 from tinytun_gevent.sockets import PlainEnd, set_reset
@@ -145,6 +146,39 @@ def test_the_session_s_backlog_is_what_waits_in_its_streams() -> None:
         held[2][0].stream.reset()
         held[2][1].wait_error()
         assert pair.acceptor.backlog == 0
+
+
+def test_bytes_that_are_kept_after_an_abort_count_until_they_are_delivered() -> None:
+    with session_pair() as pair:
+        near, far = pair.open(hold_here=True)
+        far.stream.sendall(b"x" * 100_000)
+        near.wait(100_000)
+        assert near.stream.keep(100_000)
+        assert pair.opener.backlog == 100_000  # they count already
+        far.stream.reset()
+        near.wait_error()
+        assert pair.opener.backlog == 0
+        assert near.stream.keep(60_000)
+        assert pair.opener.backlog == 60_000
+        near.stream.consumed(50_000)
+        assert pair.opener.backlog == 10_000
+        near.stream.consumed(50_000)  # no more than was kept
+        assert pair.opener.backlog == 0
+
+
+def test_no_more_is_kept_than_a_session_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "BACKLOG_LIMIT", 150_000)
+    with session_pair() as pair:
+        kept = []
+        for _ in range(3):
+            near, far = pair.open(hold_here=True)
+            far.stream.sendall(b"x" * 100_000)
+            near.wait(100_000)
+            far.stream.reset()
+            near.wait_error()
+            kept.append(near.stream.keep(100_000))
+        assert kept == [True, True, False]
+        assert pair.opener.backlog == 200_000
 
 
 def test_a_stream_at_rest_gives_its_grown_window_back() -> None:

@@ -1,7 +1,7 @@
 """Two ends, both directions: a stream of a session on one side, a socket on the other.
 
 Half-close travels, an abort stays an abort: FIN becomes END_STREAM and RST becomes
-RST_STREAM, and the other way round.
+RST_STREAM, and the other way round. What came before an abort is delivered before it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import errno
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Final
+from typing import ClassVar, Final
 
 import gevent
 from gevent.event import Event
 
-from tinytun_gevent.errors import SessionError
+from tinytun_gevent import sockets
+from tinytun_gevent.errors import SessionError, StreamResetError
 from tinytun_gevent.rate import Rate
 from tinytun_gevent.sockets import End, Interrupted, Source
 from tinytun_gevent.stream import CANCEL, LOOK, Gate, Stream, Upstream
@@ -28,6 +29,16 @@ LAST_WORDS: Final = 1.0
 and closes has said so before its reset."""
 
 
+LAST_DELIVERY: Final = 0.5
+"""Seconds for a local service to take what came from a visitor that has left: it is to be told within one."""
+
+FIRST_LOOK: Final = 0.002
+"""Seconds after which the kernel is asked whether the peer has acknowledged everything; no event tells it."""
+
+LONGEST_LOOK: Final = 0.25
+"""… and at most, for each look waits twice as long as the one before."""
+
+
 class SocketSink:
     """Delivers a stream's bytes to a socket; by itself it is the receiver of that stream.
 
@@ -35,12 +46,19 @@ class SocketSink:
     a greenlet that lives as long as there is a rest sends it in blocking style. Credit goes
     to the peer as bytes are delivered, so the backlog never exceeds the stream's window.
 
+    After an abort by the peer the backlog is still delivered, at the socket's pace, and then the
+    socket is reset, so that what arrived cannot be taken for the whole (:meth:`cut`).
+
     Without a socket yet (the local service is being dialed) everything is backlog. A visitor
     of the HTTP edge keeps one sink and sets ``stream`` anew for each exchange.
     """
 
+    #: Seconds for the delivery of what is left after an abort; None: whoever owns the socket has the limit.
+    last_delivery: ClassVar[float | None] = None
+
     __slots__ = (
         "_backlog",
+        "_cut",
         "_draining",
         "_ended",
         "_eof",
@@ -70,6 +88,7 @@ class SocketSink:
         self._backlog: deque[tuple[bytes | memoryview, int]] = deque()
         self._draining = False
         self._eof = False
+        self._cut = False
         self._ended: Event | bool = False
 
     @property
@@ -81,6 +100,11 @@ class SocketSink:
     def done(self) -> bool:
         """Whether nothing more will be delivered: all of it was, or the rest was dropped."""
         return self._ended is True
+
+    @property
+    def cutting(self) -> bool:
+        """Whether what is left is being delivered before the socket is reset."""
+        return self._cut and self._ended is not True
 
     def waiting(self, limit: int) -> bytes:
         """The first ``limit`` bytes of what was not delivered yet."""
@@ -107,7 +131,10 @@ class SocketSink:
         self.finish()
 
     def aborted(self, error: SessionError) -> None:
-        self.abort()
+        if isinstance(error, StreamResetError) and not error.remote:
+            self.abort()
+        else:
+            self.cut()
 
     def abort(self) -> None:
         """Drops what is left and resets the socket. Idempotent, never blocks."""
@@ -116,8 +143,39 @@ class SocketSink:
         if self.end is not None:
             self.end.abort()
 
+    def cut(self) -> None:
+        """Delivers what is left of an aborted stream, and then resets the socket. Idempotent, never blocks.
+
+        A reset makes the kernels drop what they hold, so it waits until the peer's has acknowledged
+        everything. What waits here still counts as the session's backlog; it is dropped if that is over its
+        limit.
+        """
+        if self._ended is True or self._cut:
+            return
+        end = self.end
+        done = end is None or end.closed or (self.idle and not sockets.queued(end.sock))
+        if done or not self.keep():
+            self.abort()
+            return
+        self._cut = True
+        if self.last_delivery is not None:
+            gevent.spawn_later(self.last_delivery, self.abort)
+        if not self._draining:
+            self._draining = True
+            gevent.spawn(self._drain)
+
+    def keep(self) -> bool:
+        """Says that what waits is to be delivered although the stream is aborted; False if it is too much."""
+        return self.stream is None or self.stream.keep(self._undelivered())
+
+    def _undelivered(self) -> int:
+        """The credit for all that waits."""
+        return sum(credit for _, credit in self._backlog)
+
     def part(self) -> None:
         """Leaves its stream: what still waits is delivered, and credited to nobody, least the next one."""
+        if self.cutting:
+            return
         self._give(self._take_credit())
         self.stream = None
 
@@ -125,7 +183,7 @@ class SocketSink:
         """The credit for all that waits, which will not be given again."""
         if not self._backlog:
             return 0
-        waiting = sum(credit for _, credit in self._backlog)
+        waiting = self._undelivered()
         self._backlog = deque((piece, 0) for piece, _ in self._backlog)
         return waiting
 
@@ -134,7 +192,7 @@ class SocketSink:
 
         ``credit`` is how many received bytes they stand for: a rewritten head has another length.
         """
-        if self._ended is True:
+        if self._ended is True or self._cut:
             return
         if not len(data):  # sending it would never make progress
             self._give(credit)
@@ -184,11 +242,16 @@ class SocketSink:
                     self._send_some(self.end)
                 else:
                     self._send_turn(self.end, self.rate)
+            if self._cut:
+                _wait_acknowledged(self.end)
         except OSError:
             self._draining = False
             self._lost()
             return
         self._draining = False
+        if self._cut:
+            self.abort()
+            return
         self._finish_if_idle()
         if self.on_drained is not None:
             self.on_drained()
@@ -233,7 +296,7 @@ class SocketSink:
             end.wait_writable()
 
     def _finish_if_idle(self) -> None:
-        if not self._eof or not self.idle or self.end is None or self._ended is True:
+        if not self._eof or self._cut or not self.idle or self.end is None or self._ended is True:
             return
         try:
             self.end.finish_writing()
@@ -262,13 +325,29 @@ class SocketSink:
             self.stream.reset(CANCEL)
 
 
+class ServiceSink(SocketSink):
+    """Delivers a stream's bytes to the local service."""
+
+    last_delivery = LAST_DELIVERY
+    __slots__ = ()
+
+
+def _wait_acknowledged(end: End) -> None:
+    """Blocks until the peer's kernel has all bytes that ours was given. Raises ``OSError`` if it will not."""
+    pause = FIRST_LOOK
+    while not end.closed and sockets.queued(end.sock):
+        end.check()
+        gevent.sleep(pause)
+        pause = min(2 * pause, LONGEST_LOOK)
+
+
 def relay(stream: Upstream, sink: SocketSink, gate: Gate | None = None) -> None:
     """Moves bytes both ways until both directions have ended; blocks, then closes the socket.
 
     ``sink`` is the stream's receiver, with its socket attached; ``gate`` is shown what the
     socket sends (:meth:`Stream.send_from`). Raises nothing: an abort on
-    one side has become an abort on the other. A socket whose stream was ``refused`` stays
-    open for another one.
+    one side has become an abort on the other, behind what came before it. A socket whose
+    stream was ``refused`` stays open for another one.
     """
     end = sink.end
     assert end is not None
@@ -278,7 +357,7 @@ def relay(stream: Upstream, sink: SocketSink, gate: Gate | None = None) -> None:
         """The socket takes no more, but may have sent an answer: there is a moment to pass it on."""
         nonlocal lost
         lost = True
-        gevent.spawn_later(LAST_WORDS, stream.reset, CANCEL)
+        gevent.spawn_later(LAST_WORDS, _end_lost, stream, end)
 
     sink.on_lost = last_words
     try:
@@ -295,7 +374,11 @@ def relay(stream: Upstream, sink: SocketSink, gate: Gate | None = None) -> None:
     except (SessionError, Interrupted):
         if sink.refused:
             return
-        end.abort()
+        try:
+            if sink.cutting:
+                sink.wait_done()
+        finally:
+            end.abort()
     except OSError:
         stream.reset(CANCEL)
         end.abort()
@@ -304,6 +387,17 @@ def relay(stream: Upstream, sink: SocketSink, gate: Gate | None = None) -> None:
         end.abort()
         raise
     end.close()
+
+
+def _end_lost(stream: Upstream, end: End) -> None:
+    """Resets the stream of a socket that takes no more bytes, when what that had sent has been passed on.
+
+    What a service had sent is passed on to its last byte, as fast as its visitor takes it.
+    """
+    if stream.answers and not stream.closed and not end.closed and end.unread:
+        gevent.spawn_later(LAST_WORDS, _end_lost, stream, end)
+    else:
+        stream.reset(CANCEL)
 
 
 def pump(stream: Upstream, source: Source, gate: Gate | None = None, rate: Rate | None = None) -> None:

@@ -215,6 +215,11 @@ class Session:
         return len(self.streams)
 
     @property
+    def is_backlogged(self) -> bool:
+        """Whether more than :data:`BACKLOG_LIMIT` bytes that came wait here to be delivered."""
+        return self.backlog > BACKLOG_LIMIT
+
+    @property
     def takes_streams(self) -> bool:
         """Whether the peer may open another stream now."""
         return len(self.streams) < self.max_streams and not self.goaway_sent and not self.closing
@@ -411,7 +416,7 @@ class Session:
         While all backlogs together are over their limit, the streams that hold the most wait.
         """
         window = stream.receive_window
-        if self.backlog > BACKLOG_LIMIT and window.undelivered * len(self.streams) > self.backlog:
+        if self.is_backlogged and window.undelivered * len(self.streams) > self.backlog:
             return
         coming = self._incoming.coming(stream)
         increment = window.refill(time.monotonic(), self.keep_alive.min_rtt, self.usual_window, coming)

@@ -54,11 +54,14 @@ class Upstream(Protocol):
 
     @property
     def closed(self) -> bool: ...
+    @property
+    def answers(self) -> bool: ...
     def sendall(self, data: Buffer) -> None: ...
     def send_from(self, source: Source, limit: int = 0, gate: Gate | None = None) -> int: ...
     def shutdown(self) -> None: ...
     def reset(self, code: int = CANCEL) -> None: ...
     def consumed(self, count: int) -> None: ...
+    def keep(self, count: int) -> bool: ...
 
 
 class Stream:
@@ -77,6 +80,7 @@ class Stream:
         "allowance",
         "hears",
         "id",
+        "kept",
         "local_ended",
         "peer_fields",
         "receive_window",
@@ -107,6 +111,8 @@ class Stream:
         self.received = 0
         self.sent = 0
         self.receive_window = ReceiveWindow()
+        #: Bytes that had come before it was aborted and are still being delivered.
+        self.kept = 0
         self._error: SessionError | None = None
         self._window_open: Event | None = None
 
@@ -114,6 +120,11 @@ class Stream:
     def closed(self) -> bool:
         """Whether nothing more will be sent or received."""
         return self._error is not None or (self.local_ended and self.remote_ended)
+
+    @property
+    def answers(self) -> bool:
+        """Whether what is sent on it comes from the local service (acceptor), and not from a visitor."""
+        return not self.session.opener
 
     @property
     def error(self) -> SessionError | None:
@@ -188,10 +199,27 @@ class Stream:
     def consumed(self, count: int) -> None:
         """Says that ``count`` received bytes have been delivered; may give the peer credit."""
         if self._error is not None:
+            count = min(count, self.kept)
+            self.kept -= count
+            self.session.backlog -= count
             return
         self.session.backlog -= count
         if self.receive_window.deliver(count) and not self.remote_ended:
             self.session.credit(self)
+
+    def keep(self, count: int) -> bool:
+        """Says that ``count`` bytes that came are still being delivered although the stream may be aborted.
+
+        They count as the session's backlog until they are :meth:`consumed`. False if that is over its limit:
+        then they have to be dropped.
+        """
+        if self._error is None:
+            return True
+        if self.session.is_backlogged:
+            return False
+        self.kept += count
+        self.session.backlog += count
+        return True
 
     def rest(self) -> None:
         """Says that the stream goes idle between uses, so that it keeps no grown window."""
@@ -201,7 +229,8 @@ class Stream:
         """Blocks until at least one byte may be sent; returns how many.
 
         Nobody reads ``source`` meanwhile, so this looks now and then whether it was reset, and
-        raises its ``OSError``: a service that reads no more must not keep visitors that left.
+        raises its ``OSError``: a service that reads no more must not keep visitors that left. What a
+        service had sent before its reset is for the visitor all the same.
         """
         while True:
             if self._error is not None:
@@ -215,7 +244,8 @@ class Stream:
             self.session.block(self)
             self.session.flush()
             try:
-                if not self._window_open.wait(None if source is None else LOOK) and source is not None:
+                opened = self._window_open.wait(None if source is None else LOOK)
+                if not opened and source is not None and not (self.answers and source.unread):
                     source.check()
             finally:
                 self._window_open = None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..relay import SocketSink
+from ..relay import ServiceSink
 from ..stream import Stream
 from .text import clean
 
@@ -86,7 +86,7 @@ class Observer:
             self._report(Exchange(clean(self._method, 20), clean(self._path), status, elapsed))
 
 
-class WatchedSink(SocketSink):
+class WatchedSink(ServiceSink):
     """Delivers a stream's bytes to the service, and shows them to an observer."""
 
     __slots__ = ("observer",)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from gevent.event import Event
 
 from ..errors import LocalServiceError, SessionError
-from ..relay import SocketSink, relay
+from ..relay import ServiceSink, relay
 from ..sockets import end_of
 from ..stream import CANCEL, NO_ERROR, Stream
 from ..wire.handshake import Kind
@@ -64,7 +64,7 @@ class Visitor:
         """``report`` gets every exchange that is seen on the stream; None watches nothing."""
         self.stream = stream
         self._observer = None if report is None else Observer(report)
-        self._sink = SocketSink(stream) if self._observer is None else WatchedSink(stream, self._observer)
+        self._sink = ServiceSink(stream) if self._observer is None else WatchedSink(stream, self._observer)
         stream.receiver = self._sink
         stream.accept()
 

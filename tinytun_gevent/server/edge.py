@@ -428,9 +428,9 @@ class Visitor:
             self._waiting.set()
 
     def cut(self) -> None:
-        """Resets the visitor's connection."""
+        """Delivers what has come, and then resets the visitor's connection."""
         self.finished = True
-        self.sink.abort()
+        self.sink.cut()
 
     def finish(self) -> None:
         """Half-closes once everything is delivered; the rest of the visitor's input is dropped."""

@@ -174,7 +174,8 @@ class Exchange:
         if self.over:
             return
         if self._framed:
-            self._complete()
+            if not self.visitor.sink.keep():  # else it is over when the visitor has taken it
+                self._cut()
         elif self._untouched and self.visitor.forwarder.retry(
             self, refused=error.is_refusal, lost=isinstance(error, SessionClosedError)
         ):
@@ -386,7 +387,7 @@ class Exchange:
         self.fail(Failure(503, "The tunnel's client has just gone away.", retry_after=2))
 
     def _cut(self) -> None:
-        """Resets the visitor's connection: what he has must not look like the whole answer."""
+        """Ends the visitor's connection by a reset behind what has come: it must not look like the whole."""
         if self._claim_end():
             self.close = True
             self._drop_stream()

@@ -33,6 +33,7 @@ from tinytun_gevent.server.routing import locate
 from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.upstream import PeerConnection
 from tinytun_gevent.server.usage import TunnelBudget
+from tinytun_gevent.server.watch import Reading
 from tinytun_gevent.sockets import End, Socket, end_of
 from tinytun_gevent.stream import Stream, Upstream
 from tinytun_gevent.wire import proxyproto
@@ -258,7 +259,7 @@ class TcpVisitors:
         sink = _Doorway(stream, end, len(early))
         sink.rate = rate
         stream.receiver = sink
-        watch = _VisitorWatch(self._core, stream)
+        watch = _VisitorWatch(self._core, stream, sink)
         self._core.begin()
         self._core.tally.carried += 1
         self._core.clock.watch(watch)
@@ -315,17 +316,22 @@ class _HeaderWatch:
 
 
 class _VisitorWatch:
-    """The deadlines of one carried connection: to be accepted, and to be used at all."""
+    """The deadlines of one carried connection: to be accepted, to be used at all, to take the last bytes."""
 
-    def __init__(self, core: ServerCore, stream: Upstream) -> None:
+    def __init__(self, core: ServerCore, stream: Upstream, sink: SocketSink) -> None:
         self._config = core.config
         self._stream = stream
+        self._sink = sink
+        self._reading = Reading(core.config.min_body_rate)
         self._moved = 0
         self._since = time.monotonic()
 
     def tick(self, now: float) -> None:
         stream, idle = self._stream, self._config.tunnel_idle_timeout
-        if not stream.accepted:
+        if self._sink.cutting:
+            if self._reading.is_over(self._sink, now):
+                self._sink.abort()
+        elif not stream.accepted:
             if now - self._since > self._config.stream_timeout:
                 stream.reset()
         elif idle and isinstance(stream, Stream):

@@ -53,6 +53,11 @@ class PeerConnection:
     def closed(self) -> bool:
         return self._error is not None or (self._local_ended and self.remote_ended)
 
+    @property
+    def answers(self) -> bool:
+        """It carries what a visitor sends."""
+        return False
+
     def sendall(self, data: Buffer) -> None:
         self._check()
         try:
@@ -87,6 +92,10 @@ class PeerConnection:
         self._undelivered -= count
         if self._undelivered < LOW_BACKLOG:
             self._low.set()
+
+    def keep(self, count: int) -> bool:
+        """What was read before the connection was lost may be delivered: it is little."""
+        return True
 
     def _check(self) -> None:
         if self._error is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from tinytun_gevent import sockets
 from tinytun_gevent.errors import MessageError
+from tinytun_gevent.relay import SocketSink
 from tinytun_gevent.server import pace
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.leaving import HalfClosed
@@ -22,6 +23,33 @@ LINGER: Final = 2.0
 """Seconds after our half-close for the visitor to read the answer and close (RFC 9112 §9.6)."""
 
 
+class Reading:
+    """The patience with a visitor for whom bytes wait here. Call :meth:`is_over` about once a second."""
+
+    __slots__ = ("_pace", "_rate")
+
+    def __init__(self, rate: float) -> None:
+        """``rate`` is how many bytes a second are enough; 0: any."""
+        self._rate = rate
+        self._pace: Pace | None = None
+
+    def is_over(self, sink: SocketSink, now: float) -> bool:
+        """Whether it is over. The visitor's kernel tells what was taken: ours takes megabytes at a time."""
+        if sink.idle or sink.done or not self._rate or sink.end is None:
+            self._pace = None
+            return False
+        count = sockets.acknowledged(sink.end.sock)
+        if count is None:
+            return False
+        if self._pace is None:
+            self._pace = Pace(self._rate, pace.TAKING_GRACE, now, count)
+        return self._pace.look(now, count, not sink.waits_turn)
+
+    def pause(self) -> None:
+        """Forgets what was: nothing is asked of the visitor now."""
+        self._pace = None
+
+
 class Watch:
     """The deadlines of one visitor, and of the exchange that he is in."""
 
@@ -31,8 +59,8 @@ class Watch:
         "_half_closed",
         "_moved",
         "_moved_at",
+        "_reading",
         "_sending",
-        "_taking",
         "_visitor",
     )
 
@@ -41,9 +69,9 @@ class Watch:
         self._visitor = visitor
         #: The exchange that is timed.
         self._exchange: Exchange | None = None
-        #: How patient we still are with his body under way, and with him as a reader.
+        #: How patient we still are with the body under way, and with the visitor as a reader.
         self._sending: Pace | None = None
-        self._taking: Pace | None = None
+        self._reading = Reading(config.min_body_rate)
         #: How long the visitor, who has half-closed, still keeps its place.
         self._half_closed: HalfClosed | None = None
         #: Bytes that an upgraded connection had carried when it was last looked at, and when those were new.
@@ -121,22 +149,12 @@ class Watch:
         return self._sending.look(now, exchange.body_bytes, self._visitor.end.awaited)
 
     def _takes_too_little(self, now: float) -> bool:
-        """Whether patience is over with a visitor for whom bytes wait here.
-
-        His kernel tells what he has taken: ours takes megabytes at a time. Once upgraded, he may do as
-        he likes.
-        """
-        visitor, rate = self._visitor, self._config.min_body_rate
-        upgraded = visitor.exchange is not None and visitor.exchange.upgraded
-        if visitor.sink.idle or visitor.sink.done or not rate or upgraded:
-            self._taking = None
+        """Whether patience is over with a visitor for whom bytes wait; once upgraded, any pace will do."""
+        visitor = self._visitor
+        if visitor.exchange is not None and visitor.exchange.upgraded:
+            self._reading.pause()
             return False
-        count = sockets.acknowledged(visitor.end.sock)
-        if count is None:
-            return False
-        if self._taking is None:
-            self._taking = Pace(rate, pace.TAKING_GRACE, now, count)
-        return self._taking.look(now, count, not visitor.sink.waits_turn)
+        return self._reading.is_over(visitor.sink, now)
 
     def _check_upgraded(self, exchange: Exchange, now: float) -> None:
         stream, limit = exchange.stream, self._config.tunnel_idle_timeout
