@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Final
@@ -26,6 +25,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from .. import toml
 from ..errors import UsageError
 from ..rights import Names, Ports, Reservations, Rights, is_pattern
 from .account import Account, Limits
@@ -108,10 +108,10 @@ def parse(
     Raises UsageError, which says what is wrong and where.
     """
     try:
-        file = msgspec.convert(tomllib.loads(text), _File)
+        file = msgspec.convert(toml.loads(text), _File)
     except msgspec.ValidationError as error:
         raise UsageError(_pathfirst(str(error))) from None
-    except (ValueError, RecursionError) as error:  # ValueError: also of a number with thousands of digits
+    except ValueError as error:  # also of a number with thousands of digits
         raise UsageError(f"it is not TOML: {error}") from None
     reservations = Reservations(nobody)
     grants = [

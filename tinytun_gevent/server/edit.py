@@ -6,11 +6,11 @@ What was done is checked with TOML's own reader, so a file in a form that is not
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator
 from datetime import date, datetime
 from typing import Any, Final
 
+from .. import toml
 from ..errors import UsageError
 
 # What a line of TOML is made of: strings of four kinds, comments, line ends, brackets, and the rest.
@@ -87,8 +87,8 @@ def _statements(text: str) -> Iterator[tuple[int, int]]:
 def _is_header(line: str) -> bool:
     """Whether it is ``[[tokens]]``, however that is written."""
     try:
-        return tomllib.loads(line) == {"tokens": [{}]}
-    except tomllib.TOMLDecodeError:
+        return toml.loads(line) == {"tokens": [{}]}
+    except ValueError:
         return False
 
 
@@ -102,8 +102,8 @@ def _tokens_or_none(text: str) -> list[dict[str, Any]] | None:
 def tokens_of(text: str) -> list[dict[str, Any]]:
     """The tokens as TOML has them. Raises UsageError for what is not TOML."""
     try:
-        tokens = tomllib.loads(text).get("tokens", [])
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
+        tokens = toml.loads(text).get("tokens", [])
+    except ValueError as error:  # a number of thousands of digits is a ValueError
         raise UsageError(f"it is not TOML: {error}") from None
     return list(tokens)
 
