@@ -243,6 +243,18 @@ def test_each_exchange_has_a_line_with_the_id_that_its_page_and_the_log_have(
     assert len({made.request_id for made in over}) == 3  # type: ignore[attr-defined]
 
 
+def test_raw_utf8_in_a_target_is_written_as_the_service_gets_it(
+    start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel, path: Path
+) -> None:
+    server = start_server(access_log=str(path))
+    service = start_service()
+    open_tunnel(service, server=server)
+    assert get(server.proxy_port, "demo", "/été?q=é").status == 200
+    server.stop()
+    assert [got.target for got in service.requests] == [b"/%C3%A9t%C3%A9?q=%C3%A9"]
+    assert COMBINED.match(path.read_text())[1] == "/%C3%A9t%C3%A9"  # type: ignore[index]
+
+
 def test_the_visitor_is_whom_a_trusted_proxy_names(
     start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel, path: Path
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from framing_corpus import (
@@ -274,6 +276,43 @@ def test_absolute_form_decides_over_host(line: bytes, host: bytes, target: bytes
     head = parse_request_head(request(line, host=host))
     assert (head.target, head.host_field) == (target, host_field)
     assert b"b.test" not in build_request_head(head, FORWARDING)
+
+
+@pytest.mark.parametrize(
+    ("raw", "target"),
+    [
+        ("/été?q=€", b"/%C3%A9t%C3%A9?q=%E2%82%AC"),
+        ("/%2F/é/%c3%a9", b"/%2F/%C3%A9/%c3%a9"),  # what was encoded stays as it was
+        ("http://demo.localhost/é?é", b"/%C3%A9?%C3%A9"),
+        ("http://demo.localhost?é", b"/?%C3%A9"),
+        ('/"<>^`{|}é', b'/"<>^`{|}%C3%A9'),
+        ("/\x85\u2028\U0001f600", b"/%C2%85%E2%80%A8%F0%9F%98%80"),
+    ],
+)
+def test_raw_utf8_in_a_target_is_percent_encoded(raw: str, target: bytes) -> None:
+    head = parse_request_head(request(b"GET %b HTTP/1.1" % raw.encode()))
+    assert (head.target, head.host) == (target, "demo.localhost")
+    assert build_request_head(head, FORWARDING).startswith(b"GET %b HTTP/1.1\r\n" % target)
+
+
+def test_a_target_that_has_grown_is_within_the_limit() -> None:
+    for count in (10, 5000, 5400, 5500):
+        data = request(b"GET /" + "é".encode() * count + b" HTTP/1.1")
+        head = or_error(parse_request_head, data)
+        grown = len(data) + 4 * count
+        assert isinstance(head, MessageError) == (grown > REQUEST.bytes)
+        assert not isinstance(head, MessageError) or head.status == 414
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.one_of(st.text(max_size=20).map(str.encode), st.binary(max_size=20)))
+def test_a_target_is_refused_or_means_what_was_sent(sent: bytes) -> None:
+    head = or_error(parse_request_head, request(b"GET /%b HTTP/1.1" % sent))
+    if isinstance(head, MessageError):
+        return
+    assert re.fullmatch(rb"/[\x21\x22\x24-\x7e]*", head.target)
+    assert unquote_to_bytes(head.target) == unquote_to_bytes(b"/" + sent)
+    assert parse_request_head(request(b"GET %b HTTP/1.1" % head.target)).target == head.target
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
+from urllib.parse import quote
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 REQUEST_LINE = re.compile(
     rb"(%b) (/[\x21\x22\x24-\x7e]*|\*|[Hh][Tt][Tt][Pp][Ss]?://[\x21\x22\x24-\x7e]+) HTTP/1\.([01])" % TOKEN
 )
+RAW_REQUEST_LINE = re.compile(REQUEST_LINE.pattern.replace(rb"\x24-\x7e", rb"\x24-\x7e\x80-\xff"))
+"""The same with raw UTF-8 in the target."""
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 FIELD_LINE = re.compile(rb"(%b):([\t\x20-\x7e\x80-\xff]*)" % TOKEN)
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::[0-9]*)?")
@@ -32,6 +35,15 @@ def head(data: bytes, first: re.Pattern[bytes]) -> tuple[re.Match[bytes], Fields
         assert match, f"field line {line!r}"
         fields.append((match[1].lower(), match[2].strip(b" \t")))
     return start, fields
+
+
+def encoded(target: bytes) -> bytes:
+    """``target`` with its UTF-8 percent-encoded; AssertionError if it is none."""
+    try:
+        text = target.decode()
+    except UnicodeDecodeError:
+        raise AssertionError("not UTF-8") from None
+    return re.sub("[^\0-\x7f]+", lambda match: quote(match[0]), text).encode()
 
 
 def values(fields: Fields, name: bytes) -> list[bytes]:

@@ -64,7 +64,19 @@ TOKENS = (
         b"gzip",
         b"[::1]",
     ),
-    *(b"%", b"#", b"@", b"GET / HTTP/1.1\r\n", b"HEAD", b"\xe9", b"\x7f", b"\x85", b"\xa0"),
+    *(
+        b"%",
+        b"#",
+        b"@",
+        b"GET / HTTP/1.1\r\n",
+        b"HEAD",
+        b"\xe9",
+        b"\x7f",
+        b"\x85",
+        b"\xa0",
+        b"\xc3\xa9",
+        b"\xe2\x82\xac",
+    ),
 )
 STATUSES = {400, 414, 417, 421, 431, 501, 505}
 TOLD = {b"for", b"proto", b"host", b"port"}
@@ -103,14 +115,15 @@ def _check_pieces(data: bytes, end: int) -> None:
 
 def _check_input(data: bytes, head: RequestHead) -> None:
     """What is accepted is well-formed, and means what the reference says."""
-    line, fields = reference.head(_without_blank_lines(data), reference.REQUEST_LINE)
+    line, fields = reference.head(_without_blank_lines(data), reference.RAW_REQUEST_LINE)
+    target = reference.encoded(line[2])
     assert (head.method, head.minor) == (line[1], int(line[3]))
     assert (reference.framing(fields) or 0) == head.length
     hosts = reference.values(fields, b"host")
     assert len(hosts) == 1 or (not hosts and head.minor == 0 and not line[2].startswith((b"/", b"*")))
     assert all(reference.HOST.fullmatch(host) for host in hosts)
     if line[2].startswith((b"/", b"*")):
-        assert (head.target, head.host_field) == (line[2], hosts[0])
+        assert (head.target, head.host_field) == (target, hosts[0])
     else:
         assert head.host_field in line[2]
     assert head.host == head.host.lower()

@@ -30,6 +30,8 @@ _VERSIONS: Final = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
 _VERSION: Final = re.compile(rb"HTTP/[1-9]\.[0-9]")
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET: Final = re.compile(rb"[\x21\x22\x24-\x7e]+")  # RFC 9112 section 3.2 has no fragments
+_ASCII: Final = bytes(range(0x80))
+_ENCODED: Final = tuple(b"%c" % byte if byte < 0x80 else b"%%%02X" % byte for byte in range(256))
 _LINES: Final = (b"POST / HTTP/1.0\r\n", b"POST / HTTP/1.1\r\n")
 
 _REMEMBERED: Final = 2048
@@ -52,7 +54,7 @@ class RequestHead:
 
     method: bytes
     target: bytes
-    """Origin form (``/path?query``), or ``*``; an absolute form has been taken apart."""
+    """Origin form (``/path?query``), or ``*``; an absolute form has been taken apart, raw UTF-8 encoded."""
     minor: int
     """Minor version: HTTP/1.0 or HTTP/1.1."""
     host: str
@@ -90,7 +92,7 @@ def parse_request_head(head: bytes, limits: HeadLimits = REQUEST) -> RequestHead
     if head[:1] == b"\r":
         head = head[rules.past_blank_lines(head, 0) :]
     line_end = head.find(b"\r\n")
-    method, target, minor = _request_line(head[:line_end])
+    method, target, minor = _request_line(head[:line_end], limits.bytes - len(head))
     authority = b""
     if target[0] != 0x2F:  # not "/": absolute form or "*"
         target, authority = _absolute_form(method, target)
@@ -162,8 +164,11 @@ def _read_fields(lines: bytes, minor: int, authority: bytes, most: int) -> _Requ
 _remembered_fields = lru_cache(maxsize=512)(_read_fields)
 
 
-def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
-    """Split a request line at its two spaces, exactly (RFC 9112 section 3)."""
+def _request_line(line: bytes, room: int) -> tuple[bytes, bytes, int]:
+    """Split a request line at its two spaces, exactly (RFC 9112 section 3).
+
+    The target may be ``room`` bytes longer than it came.
+    """
     parts = line.split(b" ")
     if len(parts) != 3:
         raise MessageError("the request line is not 'method target version'")
@@ -179,8 +184,26 @@ def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
         if method == b"CONNECT":  # tunnels are opened elsewhere (RFC 9110 section 9.3.6)
             raise MessageError("CONNECT is not implemented here", 501)
     if not _TARGET.fullmatch(target):
-        raise MessageError("the request target is malformed")
+        target = _percent_encoded(target, room)
     return method, target, minor
+
+
+def _percent_encoded(target: bytes, room: int) -> bytes:
+    """Write the raw UTF-8 of a target as RFC 3986 section 2.1 does, in the path as Go, in the query too.
+
+    Scripts and old programs send it; nginx and Go accept it. Nothing else is changed.
+    """
+    growth = 2 * len(target.translate(None, _ASCII))
+    try:
+        target.decode()
+    except UnicodeDecodeError:
+        growth = 0
+    if growth > room:
+        raise MessageError("the request target, percent-encoded, is too long", 414)
+    encoded = b"".join([_ENCODED[byte] for byte in target]) if growth else target
+    if not _TARGET.fullmatch(encoded):
+        raise MessageError("the request target is malformed")
+    return encoded
 
 
 def _absolute_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
