@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support import Script, Service, connect, eventually, read_response, request, respond
 
 from tinytun_gevent import Tunnel, TunnelServer
@@ -16,6 +19,10 @@ from tinytun_gevent.client.state import DIRECTORY_VARIABLE
 from tinytun_gevent.server import deadlines
 
 __all__ = ["Script", "Service", "connect", "eventually", "read_response", "request", "respond"]
+
+
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")  # how long an example takes is the machine's affair
 
 
 def pytest_configure() -> None:
@@ -71,10 +78,47 @@ def server(start_server: StartServer) -> TunnelServer:
     return start_server()
 
 
+class FastClock:
+    """The clock of servers' deadlines: it looks at them all the time, and a test may put it forward."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+        #: How often each clock has looked.
+        self.looks: dict[deadlines.Clock, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else there is in the module ``time``."""
+        return getattr(time, name)
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._ahead
+
+    def forward(self, seconds: float) -> None:
+        """Makes it so much later for the servers, and waits until all have looked at their deadlines."""
+        self._ahead += seconds
+        for clock, looks in list(self.looks.items()):  # one look may have begun before, so it takes two
+            eventually(lambda clock=clock, looks=looks: self.looks[clock] > looks + 1 or not clock.runs)
+
+
 @pytest.fixture
-def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the servers that are started afterwards notice deadlines at once instead of within a second."""
-    monkeypatch.setattr(deadlines, "TICK", 0.02)
+def fast_clock(monkeypatch: pytest.MonkeyPatch) -> FastClock:
+    """Lets the servers that are started afterwards notice deadlines at once instead of within a second.
+
+    For them only: the tunnels' sessions, and the clients, have the time that it is.
+    """
+    clock = FastClock()
+    look = deadlines.Clock.look
+
+    def counting(of_a_server: deadlines.Clock) -> None:
+        look(of_a_server)
+        clock.looks[of_a_server] = clock.looks.get(of_a_server, 0) + 1
+
+    monkeypatch.setattr(deadlines.Clock, "look", counting)
+    monkeypatch.setattr(deadlines, "TICK", 0.005)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("tinytun_gevent.server.") and getattr(module, "time", None) is time:
+            monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 @pytest.fixture

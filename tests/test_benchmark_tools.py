@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import re
 import select
 import socket
 import struct
@@ -12,9 +13,11 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from websockets.asyncio.client import connect
@@ -25,6 +28,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import tools as tools_module  # noqa: E402
 from benchmarks.processes import BenchmarkError, Workspace  # noqa: E402
 from benchmarks.tools import (  # noqa: E402
+    BulkResult,
+    MessagesResult,
     Tools,
     build,
     first_bytes,
@@ -111,10 +116,12 @@ def receive_exactly(sock: socket.socket, count: int) -> bytes:
     return data
 
 
-def send_while_taken(sock: socket.socket, quiet: float) -> int:
-    """Sends until nothing was taken for ``quiet`` seconds; how much was."""
+def send_while_taken(sock: socket.socket, quiet: float, least: int = 0) -> int:
+    """Sends ``least`` bytes, and on until nothing was taken for ``quiet`` seconds; how much was."""
+    sock.settimeout(PATIENCE)
+    sock.sendall(bytes(least))
     sock.setblocking(False)
-    sent = 0
+    sent = least
     while select.select([], [sock], [], quiet)[1]:
         sent += sock.send(bytes(1 << 16))
     return sent
@@ -176,7 +183,7 @@ def receive_exactly_after(source: socket.socket, sink: socket.socket, least: flo
     began = time.monotonic()
     source.sendall(b"x")
     receive_exactly(sink, 1)
-    assert least <= time.monotonic() - began < least + PATIENCE / 2
+    assert time.monotonic() - began >= least
 
 
 def test_a_new_connection_costs_a_round_trip(way: type[Way]) -> None:
@@ -276,16 +283,15 @@ def test_two_connections_share_the_line(way: type[Way]) -> None:
     size = 4_000_000
     thread = threading.Thread(target=busy.sendall, args=(bytes(4 * size),))
     thread.start()
-    counted = len(receive_exactly(busy_far, 100_000))  # it is at full speed
+    begun = len(receive_exactly(busy_far, 100_000))  # it is at full speed
     sender = threading.Thread(target=second.sendall, args=(bytes(size),))
     sender.start()
     open_far = [busy_far, second_far]
-    totals = {busy_far: counted, second_far: 0}
+    totals = {busy_far: begun, second_far: 0}
     while totals[second_far] < size:
         for sock in select.select(open_far, [], [], PATIENCE)[0]:
             totals[sock] += len(sock.recv(1 << 16))
-    # A share of exactly a half would be its size again; the buffers that were full before come on top.
-    assert 0.5 * size < totals[busy_far] - counted < 2.5 * size
+    assert totals[busy_far] < 4 * size, "the second one had to wait until the first was done"
     while totals[busy_far] < 4 * size:
         totals[busy_far] += len(busy_far.recv(1 << 16))
     thread.join(PATIENCE)
@@ -316,13 +322,20 @@ def receive_exactly_quickly(sock: socket.socket, count: int) -> None:
 
 
 def test_a_window_bounds_what_a_stalled_receiver_is_sent(way: type[Way]) -> None:
-    near, far = way(delay=1.0, window=256 << 10).open()
-    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
-    # Within the second that the first byte needs, nothing is delivered: the window, the relay's small
-    # receive buffer (the kernel doubles it) and our own are all that there is.
-    assert 256 << 10 <= send_while_taken(near, 0.3) <= (256 << 10) + (1 << 20)
-    near.close()
-    far.close()
+    for delay in (1.0, 4.0, 16.0):
+        near, far = way(delay=delay, window=256 << 10).open()
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
+        began = time.monotonic()
+        taken = send_while_taken(near, 0.3, least=256 << 10)
+        # Within the time that the first byte needs, nothing is delivered: the window, the relay's small
+        # receive buffer (the kernel doubles it) and our own are all that there is.
+        in_time = time.monotonic() - began < delay
+        near.close()
+        far.close()
+        if in_time:
+            break
+    assert in_time
+    assert taken <= (256 << 10) + (1 << 20)
 
 
 def test_many_connections_at_once(workspace: Workspace, tools: Tools, echo: int) -> None:
@@ -375,12 +388,24 @@ def test_the_chunks_are_whole_and_the_connection_is_kept(echo: int) -> None:
     assert second.endswith(b"Content-Length: 3\r\n\r\nfff")
 
 
+R = TypeVar("R", MessagesResult, BulkResult)
+
+
+def repeated(measure: Callable[[float], R], seconds: float, attempts: int) -> tuple[R, float]:
+    """A measurement that lasts long enough on this machine for so many attempts, and how long that is."""
+    while (result := measure(seconds)).attempts < attempts:
+        assert (result.failures, result.reason) == (0, "")
+        assert seconds < PATIENCE
+        seconds *= 2
+    return result, seconds
+
+
 @pytest.mark.parametrize("payload", [0, 100, 70_000, 1 << 20])
 def test_the_load_counts_echoes(workspace: Workspace, tools: Tools, echo: int, payload: int) -> None:
-    result = websocket_load(workspace, tools, HOST, echo, sockets=4, seconds=0.4, payload=payload)
+    load = partial(websocket_load, workspace, tools, HOST, echo, sockets=4, payload=payload)
+    result, seconds = repeated(lambda seconds: load(seconds=seconds), 0.4, 5)
     assert (result.failures, result.reason) == (0, "")
-    assert result.attempts >= 5
-    assert 0 < result.rate * 0.4 <= result.attempts
+    assert 0 < result.rate * seconds <= result.attempts
     assert 0 < result.p50_ms <= result.p99_ms
 
 
@@ -428,8 +453,12 @@ def test_a_refused_visitor_is_a_failure(workspace: Workspace, tools: Tools) -> N
     assert first_bytes(workspace, tools, HOST, port, "/x", visitors=2).failures == 2
 
 
-def test_the_reader_counts_body_bytes_only(workspace: Workspace, tools: Tools) -> None:
+def test_the_reader_counts_body_bytes_only(
+    workspace: Workspace, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One answer, then the connection ends: what was counted is known to the byte."""
+    reports: list[str] = []
+    monkeypatch.setattr(tools_module, "_rate_after", lambda report, _: reports.append(report) or 0.0)
     plain = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(1000)
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunked += b"1F4\r\n" + bytes(500) + b"\r\n1f4;name=ff\r\n" + bytes(500) + b"\r\n0\r\nA: trailer\r\n\r\n"
@@ -438,15 +467,15 @@ def test_the_reader_counts_body_bytes_only(workspace: Workspace, tools: Tools) -
             result = read_bulk(workspace, tools, HOST, liar.port, "/x", visitors=1, seconds=0.3)
         # The second request, on the connection that was closed, is what fails.
         assert (result.failures, result.attempts) == (1, 2)
-        assert result.rate_bytes_per_s == pytest.approx(1000 / 0.3, rel=0.3)
+        assert sum(map(int, re.findall(r"(?m)^at [\d.]+ (\d+)$", reports.pop()))) == 1000
 
 
 @pytest.mark.parametrize("path", ["/bytes/50000", "/chunks"])
 def test_the_reader_asks_again(workspace: Workspace, tools: Tools, echo: int, path: str) -> None:
     # An answer of /chunks is 20 MB, and takes tenths of a second.
-    result = read_bulk(workspace, tools, HOST, echo, path, visitors=1, seconds=2.0, skip=0.2)
+    read = partial(read_bulk, workspace, tools, HOST, echo, path, visitors=1, skip=0.1)
+    result, _ = repeated(lambda seconds: read(seconds=seconds), 0.6, 2)
     assert result.failures == 0
-    assert result.attempts > 1
     assert result.rate_bytes_per_s > 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
+from types import SimpleNamespace
 
 import gevent
 import pytest
@@ -15,6 +15,31 @@ from tinytun_gevent.server.tally import Refusal, Tally
 from tinytun_gevent.sockets import PlainEnd, set_reset
 
 PROXY = "192.0.2.99"
+
+
+class Moment:
+    """A clock that stands still, and waits that are over at once."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        #: The waits so far, in seconds.
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(round(seconds, 6))
+        gevent.sleep(0)
+
+
+@pytest.fixture(autouse=True)
+def moment(monkeypatch: pytest.MonkeyPatch) -> Moment:
+    moment = Moment()
+    monkeypatch.setattr(module, "time", moment)
+    mine = SimpleNamespace(sleep=moment.sleep, with_timeout=gevent.with_timeout)
+    monkeypatch.setattr(module, "gevent", mine)
+    return moment
 
 
 def make(rate: int = 10, burst: int = 3, patience: float = 1.0) -> tuple[Connects, Tally]:
@@ -29,11 +54,15 @@ def test_a_burst_may_come_and_then_the_rate() -> None:
     assert tally.refusals[Refusal.CONNECTS] == 1
 
 
-def test_the_time_to_wait_is_told_in_whole_seconds() -> None:
+def test_the_time_to_wait_is_told_in_whole_seconds(moment: Moment) -> None:
     connects, _ = make(rate=1, burst=1)
     connects.admit("192.0.2.1")
-    connects._bucket("192.0.2.1").charge(time.monotonic(), 5)
+    connects._bucket("192.0.2.1").charge(moment.now, 5)
     assert connects.admit("192.0.2.1") == 6
+    moment.now += 4.5
+    assert connects.admit("192.0.2.1") == 2
+    moment.now += 1.5
+    assert connects.admit("192.0.2.1") == 0
 
 
 def test_a_trusted_proxy_is_not_counted() -> None:
@@ -74,15 +103,14 @@ def test_of_many_who_are_turned_away_one_may_be_gone_already(monkeypatch: pytest
     end.close()
 
 
-def test_who_comes_too_often_waits_for_his_turn() -> None:
+def test_who_comes_too_often_waits_for_his_turn(moment: Moment) -> None:
     connects, tally = make(rate=20, burst=1)
-    began = time.monotonic()
     with deadline():
         greenlets = [gevent.spawn(connects.wait_turn, "192.0.2.1") for _ in range(4)]
         assert connects.wait_turn("192.0.2.2")
         gevent.joinall(greenlets)
     assert all(greenlet.get() for greenlet in greenlets)
-    assert 0.14 < time.monotonic() - began < 0.6
+    assert moment.slept == [0.05, 0.1, 0.15]
     assert not tally.refusals
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
-import time
 
 import pytest
-from conftest import OpenTunnel, StartServer, StartService
+from conftest import FastClock, OpenTunnel, StartServer, StartService
 from support import (
     Peer,
+    Source,
     answering,
     connect,
     eventually,
@@ -21,76 +22,85 @@ from support import (
     respond,
 )
 
+from tinytun_gevent import TunnelServer
 from tinytun_gevent.server import leaving, pace
 from tinytun_gevent.server.edge import Edge
 
-GRACE = 0.3
-"""Seconds of patience in the tests at the edge, whose clock looks fifty times a second."""
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch, fast_clock: None) -> None:
-    monkeypatch.setattr(pace, "SENDING_GRACE", GRACE)
-    monkeypatch.setattr(pace, "TAKING_GRACE", GRACE)
+LONG = 2 * pace.TAKING_GRACE
+"""Seconds that are too long for whoever is waited for."""
 
 
 def upload(*fields: bytes) -> bytes:
     return request("demo", "/", b"Content-Length: 100000", *fields, method=b"POST")
 
 
-def stay(sock: socket.socket, piece: bytes, pause: float, seconds: float) -> None:
-    """Sends ``piece`` again and again until something comes back or the time is over."""
-    sock.settimeout(pause)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        sock.sendall(piece)
-        try:
-            sock.recv(1, socket.MSG_PEEK)
-            break
-        except TimeoutError:
-            continue
-    sock.settimeout(60)
+def wait_accepted(server: TunnelServer) -> None:
+    """Waits until the visitor's request is on its way, and nobody is waited for but him and the service."""
+    front = next(front for front in server.core.fronts if isinstance(front, Edge))
+
+    def is_accepted() -> bool:
+        (visitor,) = front._visitors
+        stream = visitor.exchange and visitor.exchange.stream
+        return bool(stream and stream.accepted)
+
+    eventually(lambda: front.visitors and is_accepted())
 
 
-@pytest.mark.usefixtures("impatient")
+def has_come(sock: socket.socket) -> bool:
+    """Whether something can be read, be it the end."""
+    return bool(select.select([sock], [], [], 0)[0])
+
+
 @pytest.mark.parametrize("piece", [b"", b"x"], ids=["stalled", "dripping"])
 def test_a_body_that_comes_too_slowly_is_408(
-    start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel, piece: bytes
+    fast_clock: FastClock,
+    start_server: StartServer,
+    start_service: StartService,
+    open_tunnel: OpenTunnel,
+    piece: bytes,
 ) -> None:
     server = start_server()
     service = start_service(lambda peer: peer.read_head() and peer.wait_end())
     open_tunnel(service, server=server)
-    began = time.monotonic()
     with connect(server.proxy_port) as sock:
         sock.sendall(upload() + b"x" * 1000)
-        stay(sock, piece, 0.05, 5)
+        wait_accepted(server)
+        seconds = 0
+        while not has_come(sock):
+            sock.sendall(piece)
+            fast_clock.forward(1)
+            seconds += 1
         response = read_response(sock)
         assert (response.status, response.get(b"connection")) == (408, b"close")
         assert sock.recv(1) == b""
-    assert GRACE < time.monotonic() - began < 5
+    assert seconds <= 4 * pace.SENDING_GRACE
     assert service.wait_peer().ended.wait(60), "the service was not told"
     front = next(front for front in server.core.fronts if isinstance(front, Edge))
     eventually(lambda: not server.core.busy and not front.visitors)
 
 
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("rate", [2, 0], ids=["fast enough", "no limit"])
 def test_a_body_that_comes_fast_enough_is_waited_for(
-    start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel, rate: int
+    fast_clock: FastClock,
+    start_server: StartServer,
+    start_service: StartService,
+    open_tunnel: OpenTunnel,
+    rate: int,
 ) -> None:
     server = start_server(min_body_rate=rate)
     open_tunnel(start_service(answering(lambda got: respond(got.body))), server=server)
-    body = b"0123456789"
+    body = b"0123456789" * 10
     with connect(server.proxy_port) as sock:
         sock.sendall(request("demo", "/", b"Content-Length: %d" % len(body), method=b"POST"))
-        for place in range(len(body)):
-            stay(sock, body[place : place + 1], GRACE / 5, 0.01)
+        wait_accepted(server)
+        for start in range(0, len(body), 10):
+            fast_clock.forward(10 / rate if rate else LONG)
+            sock.sendall(body[start : start + 10])
         assert read_response(sock).body == body
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_service_that_reads_slowly_is_not_held_against_the_visitor(
-    start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
+    fast_clock: FastClock, start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
 ) -> None:
     """His body waits in the kernels and windows of the whole way, so nothing is his turn."""
     go_on, size = threading.Event(), 24 * 1024 * 1024
@@ -111,16 +121,16 @@ def test_a_service_that_reads_slowly_is_not_held_against_the_visitor(
         sender.start()
         (session,) = next(iter(server.registry.tunnels.values())).sessions
         eventually(lambda: session.blocked, what="the stream's window is used up")
-        threading.Event().wait(2 * GRACE)  # what would be too long is what this is about
+        wait_accepted(server)
+        fast_clock.forward(LONG)
         assert session.blocked
         go_on.set()
         assert read_response(sock).body == b"all"
         sender.join()
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_body_s_pause_behind_the_begun_answer_is_nobody_s_business(
-    start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
+    fast_clock: FastClock, start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
 ) -> None:
     """As with two-way streams over one request."""
 
@@ -135,28 +145,28 @@ def test_a_body_s_pause_behind_the_begun_answer_is_nobody_s_business(
     with connect(server.proxy_port) as sock:
         sock.sendall(request("demo", "/", b"Content-Length: 5", method=b"POST"))
         assert read_head(sock).status == 200
-        threading.Event().wait(2 * GRACE)
+        fast_clock.forward(LONG)
         sock.sendall(b"hello")
         assert sock.recv(100) == b"5\r\nhello\r\n0\r\n\r\n"
 
 
-@pytest.mark.usefixtures("impatient")
 def test_whoever_waits_for_a_100_has_the_answer_s_time(
-    start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
+    fast_clock: FastClock, start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
 ) -> None:
-    server = start_server(answer_timeout=3 * GRACE)
+    server = start_server(answer_timeout=LONG)
     service = start_service(lambda peer: peer.read_head() and peer.wait_end())
     open_tunnel(service, server=server)
-    began = time.monotonic()
     with connect(server.proxy_port) as sock:
         sock.sendall(upload(b"Expect: 100-continue"))
+        wait_accepted(server)
+        fast_clock.forward(LONG / 2)
+        assert not has_come(sock)
+        fast_clock.forward(LONG / 2)
         assert read_response(sock).status == 504
-    assert time.monotonic() - began > 3 * GRACE
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_visitor_who_takes_nothing_of_his_answer_is_cut_off(
-    start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
+    fast_clock: FastClock, start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
 ) -> None:
     """Also one whose exchange is over for the service; his place is for somebody else."""
     server = start_server()
@@ -166,17 +176,18 @@ def test_a_visitor_who_takes_nothing_of_his_answer_is_cut_off(
     with connect(server.proxy_port) as sock:
         sock.sendall(request("demo", "/big"))
         assert read_head(sock).status == 200
+        front = next(front for front in server.core.fronts if isinstance(front, Edge))
+        eventually(lambda: (fast_clock.forward(LONG), not front.visitors)[1])
         assert get(server.proxy_port).body == b"small"
         with pytest.raises(ConnectionResetError):
             read_rest(sock)
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_visitor_who_takes_a_little_all_the_time_is_not(
-    start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
+    fast_clock: FastClock, start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
 ) -> None:
     server = start_server()
-    size = 8 * 1024 * 1024
+    size = 48 * 1024 * 1024
     open_tunnel(start_service(answering(lambda _: respond(bytes(size)))), server=server)
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)  # so that it is told of each step
@@ -184,24 +195,20 @@ def test_a_visitor_who_takes_a_little_all_the_time_is_not(
         sock.connect(("127.0.0.1", server.proxy_port))
         sock.sendall(request("demo"))
         assert read_head(sock).status == 200
-        until, got = time.monotonic() + 3 * GRACE, 0
-        while time.monotonic() < until:
-            got += len(sock.recv(16384))
-            threading.Event().wait(0.02)
-        assert got < size
-        while got < size:
-            got += len(sock.recv(1 << 20))
+        source, step = Source(sock), 256 * 1024
+        for _ in range(20):
+            source.exactly(step)
+            fast_clock.forward(pace.TAKING_GRACE / 4)
+        source.exactly(size - 20 * step)
 
 
-@pytest.mark.usefixtures("fast_clock")
 def test_an_upgrade_is_not_waited_for_by_somebody_who_cannot_use_it(
-    monkeypatch: pytest.MonkeyPatch,
+    fast_clock: FastClock,
     start_server: StartServer,
     start_service: StartService,
     open_tunnel: OpenTunnel,
 ) -> None:
     """He has half-closed, which an answer that comes soon does not mind."""
-    monkeypatch.setattr(leaving, "HALF_CLOSED_GRACE", GRACE)
 
     def script(peer: Peer) -> None:
         while (got := peer.read_request()) is not None:
@@ -219,9 +226,11 @@ def test_an_upgrade_is_not_waited_for_by_somebody_who_cannot_use_it(
             sock.shutdown(socket.SHUT_WR)
             if answer:
                 assert read_response(sock).body == answer
+            else:
+                eventually(lambda sock=sock: (fast_clock.forward(leaving.HALF_CLOSED_GRACE), has_come(sock))[1])
             assert sock.recv(1) == b""
     with connect(server.proxy_port) as sock:
         sock.sendall(request("demo", "/silent", *upgrade))
-        sock.settimeout(3 * GRACE)
-        with pytest.raises(TimeoutError):
-            sock.recv(1)
+        wait_accepted(server)
+        fast_clock.forward(2 * leaving.HALF_CLOSED_GRACE)
+        assert not has_come(sock)

@@ -48,12 +48,21 @@ class Clock:
         if greenlet is not None:
             greenlet.kill(block=False)
 
+    @property
+    def runs(self) -> bool:
+        """Whether it looks by itself."""
+        return self._greenlet is not None
+
+    def look(self) -> None:
+        """Looks at all deadlines, once."""
+        now = time.monotonic()
+        for timed in list(self._watched.values()):
+            try:
+                timed.tick(now)
+            except Exception:  # everybody else's deadlines go on
+                log.exception("a deadline could not be looked at")
+
     def _run(self) -> None:
         while True:
             gevent.sleep(TICK)
-            now = time.monotonic()
-            for timed in list(self._watched.values()):
-                try:
-                    timed.tick(now)
-                except Exception:  # everybody else's deadlines go on
-                    log.exception("a deadline could not be looked at")
+            self.look()
