@@ -24,6 +24,7 @@ TEST = [
     "trustme>=1.2",
     "uvicorn>=0.40",
     "websockets>=17.3",
+    "werkzeug>=3.1",
 ]
 
 setup(

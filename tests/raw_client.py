@@ -158,11 +158,12 @@ class RawClient:
             self._conn.send_headers(stream_id, [(b":status", b"200")])
             self._flush()
 
-    def send(self, stream_id: int, data: bytes, *, end: bool = False) -> None:
-        """Sends ``data``, which must fit the window."""
+    def send(self, stream_id: int, *parts: bytes, end: bool = False) -> None:
+        """Sends ``parts``, each in frames of its own and all at once; they must fit the window."""
         with self._lock:
-            for start in range(0, len(data), 16384):
-                self._conn.send_data(stream_id, data[start : start + 16384])
+            for data in parts:
+                for start in range(0, len(data), 16384):
+                    self._conn.send_data(stream_id, data[start : start + 16384])
             if end:
                 self._conn.end_stream(stream_id)
             self._flush()

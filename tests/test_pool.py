@@ -29,6 +29,7 @@ from support import (
 from tinytun_gevent import TunnelServer
 from tinytun_gevent.errors import SessionClosedError, StreamLimitError
 from tinytun_gevent.server import pool as pool_module
+from tinytun_gevent.server import resting as resting_module
 from tinytun_gevent.server.pool import StreamPool
 
 
@@ -41,6 +42,8 @@ class FakeStream:
         self.local_ended = self.remote_ended = self.was_reset = False
         self.rests = 0
         self.credited = 0
+        self.received = 0
+        self.requests_left: int | None = None
 
     @property
     def closed(self) -> bool:
@@ -83,6 +86,7 @@ class FakeSession:
         self.limit = limit
         self.streams: list[FakeStream] = []
         self.goaway_received = False
+        self.round_trip = 0.0
         self.on_room: Callable[[FakeSession], None] | None = None
 
     @property
@@ -114,6 +118,19 @@ def make_pool(*limits: int, wait: float = DEADLINE) -> tuple[Any, list[FakeSessi
     for session in sessions:
         pool.add(cast(Any, session))
     return pool, sessions
+
+
+def give_back(pool: Any, *streams: Any, **options: Any) -> None:
+    """Gives streams back, and waits until they are settled: others may use them."""
+    for stream in streams:
+        pool.release(stream, **options)
+    turns()
+
+
+def turns() -> None:
+    """Lets the event loop go round as often as anything here needs."""
+    for _ in range(3):
+        gevent.sleep(0.001)
 
 
 class Queue:
@@ -152,8 +169,7 @@ class Queue:
 def test_the_stream_used_last_is_used_first() -> None:
     pool, _ = make_pool(10)
     streams = [pool.acquire() for _ in range(3)]
-    for stream in streams:
-        pool.release(stream)
+    give_back(pool, *streams)
     assert pool.idle_count == 3
     assert [pool.acquire(reuse=True) for _ in range(3)] == streams[::-1]
 
@@ -161,7 +177,7 @@ def test_the_stream_used_last_is_used_first() -> None:
 def test_a_new_stream_is_opened_where_none_may_be_reused() -> None:
     pool, [session] = make_pool(10)
     stream = pool.acquire()
-    pool.release(stream)
+    give_back(pool, stream)
     assert pool.acquire(reuse=False) is not stream
     assert pool.acquire(reuse=True) is stream
     assert session.stream_count == 2
@@ -170,7 +186,7 @@ def test_a_new_stream_is_opened_where_none_may_be_reused() -> None:
 def test_a_resting_stream_gives_its_window_back() -> None:
     pool, _ = make_pool(10)
     stream = pool.acquire()
-    pool.release(stream)
+    give_back(pool, stream)
     assert stream.rests == 1
 
 
@@ -184,7 +200,7 @@ def test_a_stream_that_is_over_is_not_kept(how: str) -> None:
         stream.reset()
     else:
         session.goaway_received = True
-    pool.release(stream)
+    give_back(pool, stream)
     assert pool.idle_count == 0
     assert stream.local_ended or stream.was_reset
 
@@ -193,7 +209,7 @@ def test_a_stream_that_is_over_is_not_kept(how: str) -> None:
 def test_an_idle_stream_on_which_something_happens_is_dropped(how: str) -> None:
     pool, [session] = make_pool(10)
     stream = pool.acquire()
-    pool.release(stream)
+    give_back(pool, stream)
     if how == "data":
         stream.receiver.data(memoryview(b"unasked"))
     else:
@@ -206,21 +222,39 @@ def test_an_idle_stream_on_which_something_happens_is_dropped(how: str) -> None:
 def test_what_must_not_be_repeated_gets_a_stream_used_within_the_last_second() -> None:
     pool, _ = make_pool(10)
     old, young = pool.acquire(), pool.acquire()
-    pool.release(old)
-    pool.release(young)
+    give_back(pool, old)
+    give_back(pool, young)
     old.receiver.since -= 2 * pool_module.FRESH_LIFE
     assert pool.acquire(reuse=True, retriable=False) is young
-    assert pool.acquire(reuse=True, retriable=False) is not old
-    assert pool.acquire(reuse=True, retriable=True) is old
+    third = pool.acquire()
+    give_back(pool, third)
+    third.receiver.since -= 2 * pool_module.FRESH_LIFE
+    assert pool.acquire(reuse=True, retriable=True) is third
+
+
+def test_what_can_use_no_resting_stream_takes_the_place_of_one() -> None:
+    """A service with few threads has none for both."""
+    pool, [session] = make_pool(10)
+    old, older = pool.acquire(), pool.acquire()
+    give_back(pool, older)
+    give_back(pool, old)
+    for stream in (old, older):
+        stream.receiver.since -= 2 * pool_module.FRESH_LIFE
+    fresh = pool.acquire(reuse=True, retriable=False)
+    assert fresh not in (old, older)
+    assert older.local_ended
+    assert not old.local_ended
+    older.end()
+    assert session.stream_count == 2
 
 
 def test_idle_streams_are_ended_by_age_and_then_reset() -> None:
     pool, [session] = make_pool(10)
     old, young = pool.acquire(), pool.acquire()
-    pool.release(old)
-    pool.release(young)
+    give_back(pool, old)
+    give_back(pool, young)
     now = time.monotonic()
-    old.receiver.since = now - pool_module.IDLE_LIFE - 0.1
+    old.receiver.until = now
     pool.tick(now)
     assert old.local_ended
     assert not old.was_reset, "the service gets a clean end"
@@ -228,7 +262,7 @@ def test_idle_streams_are_ended_by_age_and_then_reset() -> None:
     assert pool.idle_count == 1
     old.receiver.data(memoryview(b"late"))
     assert old.credited == 4
-    pool.tick(now + pool_module.LAST_GOODBYE + 1)
+    pool.tick(now + resting_module.LAST_GOODBYE + 1)
     assert old.was_reset, "a service that does not close must not hold the place"
     assert old not in session.streams
 
@@ -236,8 +270,7 @@ def test_idle_streams_are_ended_by_age_and_then_reset() -> None:
 def test_draining_ends_idle_streams_at_once() -> None:
     pool, [session] = make_pool(10)
     streams = [pool.acquire() for _ in range(3)]
-    for stream in streams:
-        pool.release(stream)
+    give_back(pool, *streams)
     pool.end_idle()
     assert pool.idle_count == 0
     assert all(stream.local_ended for stream in streams)
@@ -258,8 +291,7 @@ def test_idle_streams_do_not_pin_visitors_to_the_first_session() -> None:
     for _ in range(3):
         held = [pool.acquire(reuse=True) for _ in range(8)]
         assert [sum(stream.session is session for stream in held) for session in (one, two)] == [4, 4]
-        for stream in held:
-            pool.release(stream)
+        give_back(pool, *held)
     assert (one.stream_count, two.stream_count) == (4, 4), "a second burst opens nothing new"
 
 
@@ -267,7 +299,7 @@ def test_a_busy_session_s_idle_streams_wait_while_another_is_less_busy() -> None
     pool, [one, two] = make_pool(100, 100)
     pool.remove(two)
     held = [pool.acquire() for _ in range(4)]
-    pool.release(held.pop())
+    give_back(pool, held.pop())
     pool.add(two)
     assert [pool.acquire(reuse=True).session for _ in range(4)] == [two, two, two, one]
 
@@ -278,14 +310,14 @@ def test_one_visitor_after_the_other_stays_on_one_stream() -> None:
     for _ in range(10):
         stream = pool.acquire(reuse=True)
         streams.add(stream)
-        pool.release(stream)
+        give_back(pool, stream)
     assert len(streams) == sum(session.stream_count for session in sessions) == 1
 
 
 def test_what_must_not_be_repeated_gets_a_new_stream_of_the_least_busy_session() -> None:
     pool, [one, two] = make_pool(100, 100)
     old = pool.acquire(reuse=True)
-    pool.release(old)
+    give_back(pool, old)
     old.receiver.since -= 2 * pool_module.FRESH_LIFE
     fresh = pool.acquire(reuse=True, retriable=False)
     assert fresh is not old
@@ -308,9 +340,8 @@ def test_the_client_s_limit_is_for_all_sessions_together() -> None:
 def test_at_the_limit_the_oldest_idle_stream_of_any_session_makes_room() -> None:
     pool, sessions = make_pool(4, 4)
     held = [pool.acquire() for _ in range(4)]
-    for number, stream in enumerate(held[:3]):
-        pool.release(stream)
-        stream.receiver.since -= 1 if number == 1 else 0
+    give_back(pool, held[1])
+    give_back(pool, held[0], held[2])
     pool.acquire(reuse=False)
     assert [stream.was_reset for stream in held] == [False, True, False, False]
     assert sum(session.stream_count for session in sessions) == 4
@@ -319,9 +350,9 @@ def test_at_the_limit_the_oldest_idle_stream_of_any_session_makes_room() -> None
 def test_idle_streams_of_every_session_age() -> None:
     pool, _ = make_pool(100, 100)
     held = [pool.acquire() for _ in range(4)]
+    give_back(pool, *held)
     for stream in held:
-        pool.release(stream)
-        stream.receiver.since -= 2 * pool_module.IDLE_LIFE
+        stream.receiver.until = 0
     pool.tick(time.monotonic())
     assert pool.idle_count == 0
     assert all(stream.local_ended for stream in held)
@@ -330,8 +361,7 @@ def test_idle_streams_of_every_session_age() -> None:
 def test_a_session_that_is_left_gets_no_visitors_and_only_its_idle_streams_end() -> None:
     pool, [one, two] = make_pool(100, 100)
     held = [pool.acquire() for _ in range(4)]
-    for stream in held:
-        pool.release(stream)
+    give_back(pool, *held)
     one.goaway_received = True
     pool.end_idle(one)
     assert {stream.session for stream in held if stream.local_ended} == {one}
@@ -341,8 +371,7 @@ def test_a_session_that_is_left_gets_no_visitors_and_only_its_idle_streams_end()
 def test_a_session_that_is_gone_costs_only_its_streams() -> None:
     pool, [one, two] = make_pool(100, 100)
     held = [pool.acquire() for _ in range(4)]
-    for stream in held:
-        pool.release(stream)
+    give_back(pool, *held)
     one.goaway_received = True
     for stream in list(one.streams):
         stream.reset()
@@ -350,7 +379,7 @@ def test_a_session_that_is_gone_costs_only_its_streams() -> None:
     assert pool.idle_count == two.stream_count == 2
     assert {pool.acquire(reuse=True).session for _ in range(5)} == {two}
     late = held[0]
-    pool.release(late)
+    give_back(pool, late)
     assert pool.idle_count == 0
 
 
@@ -376,9 +405,9 @@ def test_first_come_first_served() -> None:
     for who in range(5):
         queue.ask(who, reuse=True)
     assert pool.waiting_count == 5
-    pool.release(held.pop())
+    give_back(pool, held.pop())
     queue.wait(1)
-    pool.release(held.pop())
+    give_back(pool, held.pop())
     queue.wait(2)
     queue.got[0][1].reset()
     queue.wait(3)
@@ -393,10 +422,10 @@ def test_nobody_overtakes_those_who_wait() -> None:
     queue = Queue(pool)
     queue.ask("waiting", reuse=True)
     gevent.spawn(queue._ask, "passing", {"reuse": True})  # runs before the one that is woken now
-    pool.release(held)
+    give_back(pool, held)
     queue.wait(1)
     assert queue.served == ["waiting"]
-    pool.release(queue.got[0][1])
+    give_back(pool, queue.got[0][1])
     queue.wait(2)
 
 
@@ -419,7 +448,7 @@ def test_waiting_has_an_end() -> None:
     with pytest.raises(StreamLimitError):
         pool.acquire(reuse=True)
     assert pool.waiting_count == 0
-    pool.release(held)
+    give_back(pool, held)
     assert pool.acquire(reuse=True) is held
 
 
@@ -449,8 +478,8 @@ def test_another_session_serves_those_who_wait() -> None:
 def test_an_idle_stream_makes_room_for_one_that_must_be_new() -> None:
     pool, [session] = make_pool(2)
     old, young = pool.acquire(), pool.acquire()
-    pool.release(old)
-    pool.release(young)
+    give_back(pool, old)
+    give_back(pool, young)
     fresh = pool.acquire(reuse=False)
     assert fresh not in (old, young)
     assert old.was_reset
@@ -461,12 +490,12 @@ def test_an_idle_stream_makes_room_for_one_that_must_be_new() -> None:
 def test_streams_that_have_left_already_do_not_hide_one_that_can_make_room() -> None:
     pool, _ = make_pool(2)
     gone, idle = pool.acquire(), pool.acquire()
-    pool.release(gone)
-    gone.receiver.since -= 2 * pool_module.IDLE_LIFE
+    give_back(pool, gone)
+    gone.receiver.until = 0
     pool.tick(time.monotonic())  # ended for age …
     gone.end()  # … and the service has closed too
     pool.acquire()
-    pool.release(idle)
+    give_back(pool, idle)
     with gevent.Timeout(pool_module.LOOK_AGAIN / 2):  # found at the first look
         assert pool.acquire(reuse=False) is not idle
     assert idle.was_reset

@@ -232,8 +232,6 @@ class Exchange:
         self.status = response.status
         if response.length == http1.UNTIL_CLOSE or not self.request_sent or self.visitor.draining:
             self.close = True
-        if self.stream is not None and (response.connection_auth or self.request.connection_auth):
-            self.visitor.forwarder.pin(self.stream)
         head = http1.build_response_head(response, close=self.close, minor_visitor=self.request.minor)
         body: Body | None = None
         if 0 <= response.length <= len(rest):
@@ -328,12 +326,12 @@ class Exchange:
         if self.sending:  # what is left of this request would get into the next one
             stream.reset(CANCEL)
             return
-        if self.request_sent and response.keep_alive and self.request.minor == 1 and not stream.remote_ended:
-            self.visitor.forwarder.give_back(stream)
-        elif self.request_sent and stream.remote_ended:
+        if not self.request_sent:
+            stream.reset(CANCEL)
+        elif stream.remote_ended:
             stream.shutdown()
         else:
-            stream.reset(CANCEL)
+            self.visitor.forwarder.give_back(stream, self, response)
 
     # -- failures -------------------------------------------------------------
 

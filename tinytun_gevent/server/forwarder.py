@@ -13,6 +13,7 @@ from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.pages import Failure
 from tinytun_gevent.server.peers import Peer
 from tinytun_gevent.server.pool import StreamPool
+from tinytun_gevent.server.reuse import NextUser, next_user
 from tinytun_gevent.server.routing import mark_hop
 from tinytun_gevent.server.sending import failure_of, send_request, send_whole
 from tinytun_gevent.server.upstream import PeerConnection
@@ -40,7 +41,7 @@ class Forwarder:
     reader, so nothing else in here blocks.
     """
 
-    __slots__ = ("_buffer", "_core", "_pinned", "_pool", "_source", "forwarding")
+    __slots__ = ("_buffer", "_core", "_login", "_own", "_pool", "_source", "forwarding")
 
     def __init__(
         self, core: ServerCore, source: End, buffer: bytearray, forwarding: http1.Forwarding
@@ -53,8 +54,10 @@ class Forwarder:
         self.forwarding = forwarding
         #: The streams of the tunnel that the last request went to.
         self._pool: StreamPool | None = None
-        #: The stream that belongs to this visitor alone (connection-bound authentication).
-        self._pinned: Upstream | None = None
+        #: The stream that belongs to this visitor alone: see ``reuse.py``.
+        self._own: Stream | None = None
+        #: Whose login it has, if it has one: the client's address.
+        self._login = ""
 
     def forward(self, exchange: Exchange, route: Tunnel | Peer) -> None:
         """Sends the request of ``exchange``; returns when all of it has been sent. Blocks.
@@ -67,7 +70,7 @@ class Forwarder:
             forwarding = http1.client_from_forwarding(request, forwarding, self._core.is_trusted)
             self._keep_trusted(request)
         if isinstance(route, Tunnel):
-            self._enter(self._core.pool_of(route))
+            self._enter(self._core.pool_of(route), forwarding.client)
             override = route.host_header.encode() if route.host_header else None
             head = http1.build_request_head(request, forwarding, override)
             rate = exchange.visitor.sink.rate
@@ -103,52 +106,60 @@ class Forwarder:
                 return False
         elif time.monotonic() - exchange.started_at > self._core.config.queue_timeout:
             return False
-        self._pinned = None
         gevent.spawn(self._resend, exchange, exchange.replay, refused)
         return True
 
-    def pin(self, stream: Upstream) -> None:
-        """Keeps a stream for this visitor: what follows on it may rely on who he is."""
-        self._pinned = stream
-
-    def give_back(self, stream: Upstream) -> None:
-        """The exchange on ``stream`` ended cleanly: it may carry another."""
-        if stream is self._pinned:
-            return
-        if self._pool is not None and isinstance(stream, Stream):
-            self._pool.release(stream)
-        else:
+    def give_back(self, stream: Upstream, exchange: Exchange, response: http1.ResponseHead) -> None:
+        """``exchange`` was completed on ``stream``, whose two ends are open: it may carry another."""
+        user = next_user(exchange.request, response)
+        if user is NextUser.NOBODY or self._pool is None or not isinstance(stream, Stream):
             stream.reset()
+            return
+        own = stream is self._own
+        login = user is NextUser.SAME_LOGIN or (own and bool(self._login))
+        private = own or user is not NextUser.ANYBODY
+        keeps = login or not self._proxied
+        self._own = stream if private and keeps else None
+        self._login = exchange.client if login else ""
+        self._pool.release(stream, owner=self if keeps else None, shared=not private)
 
     def close(self) -> None:
-        """Ends what is this visitor's alone."""
-        pinned, self._pinned = self._pinned, None
-        if pinned is not None:
-            pinned.reset()
+        """Lets go of what is kept for this visitor."""
+        if self._pool is not None:
+            self._pool.leave(self)
+        self._own, self._login = None, ""
 
-    def _enter(self, pool: StreamPool | None) -> None:
-        """What comes next is for the tunnel of ``pool``; a pinned stream of another is of no use."""
-        if pool is not self._pool or pool is None:
+    @property
+    def _proxied(self) -> bool:
+        """Whether requests of several people may come on the connection, so that it is no visitor's.
+
+        Then nothing is kept for it but a login, which serves requests of the same client.
+        """
+        return self._core.is_trusted(self.forwarding.client)
+
+    def _enter(self, pool: StreamPool | None, client: str = "") -> None:
+        """What comes next is for the tunnel of ``pool``; what is kept for another, or for another client's
+        login, ends."""
+        if pool is not self._pool or (self._login and self._login != client):
             self.close()
         self._pool = pool
 
     def _acquire(self, exchange: Exchange, *, fresh: bool = False, first: bool = False) -> Upstream:
-        """The stream for a request: the visitor's own, an idle one, or a new one. Blocks."""
+        """The stream for a request: one that rests, or a new one. Blocks."""
         assert self._pool is not None
-        pinned = self._pinned
-        if pinned is not None and not fresh and not pinned.closed and not pinned.remote_ended:
-            exchange.attach(pinned, pooled=True)
-            return pinned
         request = exchange.request
         retriable = request.method in http1.IDEMPOTENT and 0 <= request.length <= len(self._buffer)
+        if self._login and self._pool.keeps(self):
+            retriable = True  # another stream would not do
         stream = self._pool.acquire(
             reuse=request.minor == 1 and not fresh,
             retriable=retriable,
             first=first,
+            owner=self,
             gone=lambda: exchange.over,
         )
         if exchange.over or self._has_left(exchange):
-            self._pool.release(stream)
+            self._pool.release(stream, owner=self, shared=stream is not self._own)
             raise SessionClosedError("the visitor has left")
         exchange.attach(stream, pooled=stream.received > 0)
         return stream

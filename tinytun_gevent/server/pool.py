@@ -1,8 +1,8 @@
-"""The streams of one tunnel: which session opens one, which idle one is used again, who waits.
+"""The streams of one tunnel: which session opens one, which resting one is used again, who waits.
 
 To the client a stream is one connection to the local service. When an exchange on it ended
-cleanly and both messages allow persistence, it comes back here and carries the next request
-of any visitor, which makes a new visitor cheap and costs no round trip.
+cleanly and both messages allow persistence, it comes back here and carries the next request of
+any visitor, or of the same one, which makes a new request cheap and costs no round trip.
 """
 
 from __future__ import annotations
@@ -11,75 +11,24 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from gevent.event import Event
 
 from tinytun_gevent.errors import SessionClosedError, SessionError, StreamLimitError
+from tinytun_gevent.server.resting import Lane, Resting, RestingStreams
 from tinytun_gevent.session import Session
 from tinytun_gevent.shares import Share
-from tinytun_gevent.stream import CANCEL, Stream
+from tinytun_gevent.stream import Stream
 
 IDLE_LIFE: Final = 4.0
-"""Seconds that a stream stays in the pool: Node closes idle connections after 5."""
+"""Seconds that a stream rests at most: Node closes idle connections after 5."""
 
 FRESH_LIFE: Final = 1.0
 """Seconds within which an idle stream may carry a request that must not be sent twice."""
 
 LOOK_AGAIN: Final = 0.5
 """Seconds after which a waiting visitor looks by himself: a refusal wears off silently."""
-
-LAST_GOODBYE: Final = 5.0
-"""Seconds that the service gets to close a connection whose stream was ended for age."""
-
-
-class _Resting:
-    """The receiver of a pooled stream. Whatever arrives, the stream is no longer of use."""
-
-    __slots__ = ("_pool", "_stream", "since")
-
-    def __init__(self, pool: StreamPool, stream: Stream) -> None:
-        self._pool = pool
-        self._stream = stream
-        self.since = time.monotonic()
-
-    def data(self, view: memoryview) -> None:
-        self._stream.reset(CANCEL)
-
-    def eof(self) -> None:
-        self._pool.drop(self._stream)
-        self._stream.shutdown()
-
-    def aborted(self, error: SessionError) -> None:
-        self._pool.drop(self._stream)
-
-
-class _Leaving(_Resting):
-    """The receiver of a stream that was ended for age: it waits for the other half."""
-
-    __slots__ = ()
-
-    def data(self, view: memoryview) -> None:
-        self._stream.consumed(len(view))
-
-    def eof(self) -> None:
-        pass
-
-
-class _Lane:
-    """One session of the tunnel and the streams on it that nobody uses now."""
-
-    __slots__ = ("idle", "session")
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        #: The one used last at the end.
-        self.idle: list[Stream] = []
-
-    def load(self) -> int:
-        """How busy it is: streams in use; of two that are equal the one with an idle stream first."""
-        idle = len(self.idle)
-        return 2 * (len(self.session.streams) - idle) - (idle > 0)
 
 
 class _Patience:
@@ -107,6 +56,20 @@ class _Patience:
         return StreamLimitError(f"all connections stayed in use for {self._wait:g} s")
 
 
+class _Wish(NamedTuple):
+    """What one request needs; see :meth:`StreamPool.acquire`."""
+
+    reuse: bool
+    retriable: bool
+    visitor: str | None
+    owner: object | None
+    gone: Callable[[], bool] | None
+
+    def suits(self, resting: Resting, now: float) -> bool:
+        """Whether a stream that rests hardly can have ended meanwhile, or that would not matter."""
+        return now < resting.until and (self.retriable or resting.since >= now - FRESH_LIFE)
+
+
 class StreamPool:
     """Gives out the streams of a tunnel, over all of its sessions.
 
@@ -114,6 +77,10 @@ class StreamPool:
     session that is least in use serves the next visitor, so that they share several TCP
     connections evenly. Its idle streams are used last in, first out, so that those of a
     past burst age and end.
+
+    A stream that was given back rests. The visitor that used it may use it at once; others only if it was
+    given back as ``shared``, and a turn of the event loop later. Those that rest end when somebody needs
+    their place.
 
     Each session announces the limit that the client has for all of them together. While a session is
     expected, visitors are parked: they wait for it, with nothing read from them but their request's head.
@@ -139,10 +106,10 @@ class StreamPool:
         self._wait = wait
         self._park = park
         self._places = places
-        self._lanes: dict[Session, _Lane] = {}
+        self._lanes: dict[Session, Lane] = {}
         #: The one lane, while there is only one: most tunnels have no other.
-        self._only: _Lane | None = None
-        self._leaving: list[Stream] = []
+        self._only: Lane | None = None
+        self._resting = RestingStreams(self._note_free)
         self._waiting: deque[Event] = deque()
         #: When :meth:`claim` was last called, and how many places were claimed in that round.
         self._claimed = (0.0, 0)
@@ -151,7 +118,8 @@ class StreamPool:
 
     @property
     def idle_count(self) -> int:
-        return sum(len(lane.idle) for lane in self._lanes.values())
+        """Streams that rest."""
+        return len(self._resting)
 
     @property
     def waiting_count(self) -> int:
@@ -161,7 +129,7 @@ class StreamPool:
         """Lets ``session``, which has started, serve the tunnel."""
         self.expecting = False
         self.sessions.append(session)
-        self._lanes[session] = _Lane(session)
+        self._lanes[session] = Lane(session)
         self._count_lanes()
         session.on_room = self._room
         if self._shares is not None:
@@ -209,29 +177,33 @@ class StreamPool:
         retriable: bool = True,
         first: bool = False,
         visitor: str | None = None,
+        owner: object | None = None,
         gone: Callable[[], bool] | None = None,
     ) -> Stream:
         """A stream to the local service; blocks while all are in use, first come first served.
 
-        With ``reuse`` an idle one will do, if it was used a moment ago or the request is
-        ``retriable``. ``first`` puts the caller at the head of the queue (a refused stream,
-        RFC 9113 §8.7). ``visitor`` is told to the client on a new stream. ``gone`` tells whether the caller's
-        visitor has left, which ends the wait within :data:`LOOK_AGAIN`.
+        With ``reuse`` a resting one will do, if it was used a moment ago or the request is ``retriable``:
+        the one that ``owner`` gave back, or one that is shared. ``first`` puts the caller at the head of the
+        queue (a refused stream, RFC 9113 §8.7). ``visitor`` is told to the client on a new stream. ``gone``
+        tells whether the caller's visitor has left, which ends the wait within :data:`LOOK_AGAIN`.
 
         Raises :class:`StreamLimitError` after waiting in vain for a stream,
         :class:`SessionClosedError` if no session is expected, or none came, or the visitor has ``gone``.
         """
+        wish = _Wish(reuse, retriable, visitor, owner, gone)
         if first or not self._waiting:
-            stream = self._take(reuse, retriable, visitor)
+            if reuse and self._resting.worth_a_turn() and not self._rests_for(owner):
+                self._resting.wait_settled()
+            stream = self._take(wish)
             if stream is not None:
                 return stream
-        return self._queue(reuse, retriable, first, visitor, gone)
+        return self._queue(wish, first)
 
     @property
     def in_use(self) -> int:
         """Streams that carry a visitor now."""
-        leaving = sum(not stream.closed for stream in self._leaving)
-        return sum(session.stream_count for session in self.sessions) - self.idle_count - leaving
+        unused = len(self._resting) + self._resting.leaving
+        return sum(session.stream_count for session in self.sessions) - unused
 
     def wait_quiet(self, timeout: float) -> None:
         """Blocks until no stream carries a visitor, ``timeout`` seconds at most."""
@@ -240,57 +212,60 @@ class StreamPool:
             self._freed = Event()
             self._freed.wait(left)
 
-    def release(self, stream: Stream) -> None:
-        """Takes back a stream whose exchange ended cleanly, for the next one."""
-        lane = self._lanes.get(stream.session)
-        if lane is None or stream.closed or stream.remote_ended or stream.session.goaway_received:
-            self._end(stream)
-            return
-        stream.rest()
-        stream.receiver = _Resting(self, stream)
-        lane.idle.append(stream)
-        self._note_free()
+    def release(
+        self,
+        stream: Stream,
+        *,
+        owner: object | None = None,
+        shared: bool = True,
+    ) -> None:
+        """Takes back a stream whose exchange ended cleanly, for the next one.
 
-    def drop(self, stream: Stream) -> None:
-        """Forgets an idle stream that has ended."""
+        That may be ``owner``'s, or anybody's if it is ``shared``. A stream that is of no further use ends.
+        Never blocks.
+        """
+        now = time.monotonic()
         lane = self._lanes.get(stream.session)
-        if lane is not None and stream in lane.idle:
-            lane.idle.remove(stream)
+        if lane is None or not (shared or owner is not None) or not self._may_rest(stream):
+            self._resting.let_go(stream, now)
+            self._note_free()
+            return
+        self._resting.add(lane, stream, owner, shared, now, now + IDLE_LIFE)
+        if not shared:
+            self._wake_first()
+        if self._freed is not None:
+            self._freed.set()
+
+    @staticmethod
+    def _may_rest(stream: Stream) -> bool:
+        """Whether the stream is whole, and its session stays."""
+        return not (stream.closed or stream.remote_ended or stream.session.goaway_received)
+
+    def keeps(self, owner: object | None) -> bool:
+        """Whether a stream rests that ``owner`` gave back a moment ago, or that is nobody else's."""
+        return self._resting.owned_by(owner) is not None
+
+    def leave(self, owner: object) -> None:
+        """Says that ``owner`` has left: what rests for no other ends. Never blocks."""
+        self._resting.leave(owner, time.monotonic())
 
     def tick(self, now: float) -> None:
-        """Ends streams that have been idle for too long; called about once a second."""
-        for lane in self._lanes.values():
-            while lane.idle and self._resting_since(lane.idle[0]) < now - IDLE_LIFE:
-                self._end(lane.idle.pop(0))
-        while self._leaving and self._resting_since(self._leaving[0]) < now - LAST_GOODBYE:
-            self._leaving.pop(0).reset(CANCEL)
+        """Ends streams that have rested for too long; called about once a second."""
+        self._resting.tick(now)
 
     def end_idle(self, session: Session | None = None) -> None:
-        """Ends every idle stream, or those of a session: the client leaves it, or the server drains.
+        """Ends every resting stream, or those of a session: the client leaves it, or the server drains.
 
         Whoever waits looks again.
         """
-        for lane in list(self._lanes.values()):
-            if session is None or lane.session is session:
-                while lane.idle:
-                    self._end(lane.idle.pop())
+        now = time.monotonic()
+        if session is None:
+            self._resting.end_oldest(len(self._resting), now, logins=True)
+        else:
+            self._resting.end_all(session, now)
         self._wake_all()
 
-    def _end(self, stream: Stream) -> None:
-        stream.receiver = _Leaving(self, stream)
-        stream.rest()
-        stream.shutdown()
-        if not stream.closed:
-            self._leaving.append(stream)
-
-    def _queue(
-        self,
-        reuse: bool,
-        retriable: bool,
-        first: bool,
-        visitor: str | None,
-        gone: Callable[[], bool] | None,
-    ) -> Stream:
+    def _queue(self, wish: _Wish, first: bool) -> Stream:
         if self._is_away and len(self._waiting) >= self._places:
             raise SessionClosedError("too many visitors wait for the tunnel's client")
         patience = _Patience(self._wait, self._park)
@@ -303,10 +278,10 @@ class StreamPool:
             while True:
                 turn.wait(min(LOOK_AGAIN, patience.left(self._is_away)))
                 turn.clear()
-                if gone is not None and gone():
+                if wish.gone is not None and wish.gone():
                     raise SessionClosedError("the visitor has left")
                 if self._waiting[0] is turn:
-                    stream = self._take(reuse, retriable, visitor)
+                    stream = self._take(wish)
                     if stream is not None:
                         return stream
                 if not patience.left(self._is_away):
@@ -327,68 +302,71 @@ class StreamPool:
         """Whether no session takes visitors now, though one is expected."""
         return self.expecting and not any(session.takes_visitors for session in self.sessions)
 
-    def _take(self, reuse: bool, retriable: bool, visitor: str | None) -> Stream | None:
+    def _take(self, wish: _Wish) -> Stream | None:
         """A stream without waiting, or None."""
         lane = self._only
         if lane is None or not lane.session.takes_visitors:
-            return self._take_from_several(reuse, retriable, visitor)
-        if reuse and lane.idle and (retriable or self._is_fresh(lane.idle[-1])):
-            return lane.idle.pop()
-        if lane.session.has_room or (self._make_room() and lane.session.has_room):
-            return lane.session.open(visitor)
+            return self._take_from_several(wish)
+        if wish.reuse and self._resting and (rested := self._rested(wish, lane)) is not None:
+            return rested
+        if lane.session.has_room or (self._resting.make_room() and lane.session.has_room):
+            return self._open(lane, wish)
         return None
 
-    def _take_from_several(self, reuse: bool, retriable: bool, visitor: str | None) -> Stream | None:
+    def _take_from_several(self, wish: _Wish) -> Stream | None:
         """The same where the tunnel has more than one session, or none that takes visitors."""
         lanes = self._by_load()
         full: bool | None = None
         for lane in lanes:
-            if reuse and lane.idle and (retriable or self._is_fresh(lane.idle[-1])):
-                return lane.idle.pop()
+            if wish.reuse and (rested := self._rested(wish, lane)) is not None:
+                return rested
             if full is None:
                 full = self._is_full(lanes)
             if not full and lane.session.has_room:
-                return lane.session.open(visitor)
-        if not lanes or not self._make_room() or self._is_full(lanes):
+                return self._open(lane, wish)
+        if not lanes or not self._resting.make_room() or self._is_full(lanes):
             return None
-        roomy = next((lane.session for lane in lanes if lane.session.has_room), None)
-        return None if roomy is None else roomy.open(visitor)
+        roomy = next((lane for lane in lanes if lane.session.has_room), None)
+        return None if roomy is None else self._open(roomy, wish)
 
-    def _by_load(self) -> list[_Lane]:
+    def _rested(self, wish: _Wish, lane: Lane) -> Stream | None:
+        """A stream that rests and will do: the owner's, or one of ``lane``.
+
+        One that is too old for what must not be sent twice ends, because another one will be opened: a
+        service with few threads has none for both.
+        """
+        now = time.monotonic()
+        oldest = resting = self._resting.owned_by(wish.owner)
+        if resting is not None and wish.suits(resting, now):
+            return self._resting.take(resting)
+        if lane.idle:
+            resting = next(reversed(lane.idle.values()))
+            if wish.suits(resting, now):
+                return self._resting.take(resting)
+            oldest = oldest or next(iter(lane.idle.values()))
+        if oldest is not None:
+            self._resting.end(oldest, now)
+        return None
+
+    def _open(self, lane: Lane, wish: _Wish) -> Stream:
+        return lane.session.open(wish.visitor)
+
+    def _rests_for(self, owner: object | None) -> bool:
+        """Whether a stream rests that ``owner`` may use now, its own or anybody's."""
+        return self.keeps(owner) or any(lane.idle for lane in self._lanes.values())
+
+    def _by_load(self) -> list[Lane]:
         """The sessions that take visitors, the least busy one first; none while one is expected."""
         lanes = [lane for lane in self._lanes.values() if lane.session.takes_visitors]
         if not lanes and not self.expecting:
             raise SessionClosedError("the tunnel's client is away")
-        lanes.sort(key=_Lane.load)
+        lanes.sort(key=Lane.load)
         return lanes
 
-    def _is_full(self, lanes: list[_Lane]) -> bool:
+    def _is_full(self, lanes: list[Lane]) -> bool:
         """Whether all sessions together have as many streams as the client takes."""
         limit = max((lane.session.peer_max_streams for lane in lanes), default=0)
         return sum(session.stream_count for session in self.sessions) >= limit
-
-    def _make_room(self) -> bool:
-        """Gives up the oldest stream that nobody uses, whose place is needed."""
-        while True:
-            if self._leaving:
-                unused = self._leaving
-            else:
-                lanes = [lane for lane in self._lanes.values() if lane.idle]
-                if not lanes:
-                    return False
-                unused = min(lanes, key=lambda lane: self._resting_since(lane.idle[0])).idle
-            stream = unused.pop(0)
-            if not stream.closed:  # those that left by themselves have made room already
-                stream.reset(CANCEL)
-                return True
-
-    def _is_fresh(self, idle: Stream) -> bool:
-        """Whether it was used a moment ago, so that it hardly can have ended meanwhile."""
-        return self._resting_since(idle) >= time.monotonic() - FRESH_LIFE
-
-    @staticmethod
-    def _resting_since(stream: Stream) -> float:
-        return stream.receiver.since if isinstance(stream.receiver, _Resting) else 0.0
 
     def _room(self, session: Session) -> None:
         self._note_free()
