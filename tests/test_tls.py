@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket as native
 from collections.abc import Iterator
+from pathlib import Path
 
 import gevent
 import pytest
 import trustme
 from gevent import socket, ssl
 from helpers import MIB, deadline, socket_pair, tls_contexts, tls_ends, tls_pair, wait_until
+from key_updates import APPLICATION_DATA, KEY_UPDATE_BYTES, Records, client_context, records_of
 
 from tinytun_gevent import sockets, tls
 from tinytun_gevent.sockets import PlainEnd, set_reset
@@ -273,3 +275,97 @@ def test_what_came_with_the_handshake_is_there(authority: trustme.CA) -> None:
         assert end.recv(10) == b"first"
     end.close()
     other.close()
+
+
+# -- a peer who sends KeyUpdates on and on ------------------------------------
+
+
+@pytest.fixture
+def flooder(authority: trustme.CA, tmp_path: Path) -> Iterator[tuple[TlsEnd, socket.socket, Records]]:
+    """A server's end of ours, and the socket and the writer of records of a client that can say anything."""
+    keys = tmp_path / "keys"
+    one, other = socket_pair()
+    server, client = tls_contexts(authority)
+    end = TlsEnd(PlainEnd(one), server, server_side=True)
+    peer = TlsEnd(PlainEnd(other), client_context(keys, client), host="localhost")
+    with deadline():
+        gevent.joinall([gevent.spawn(end.handshake), gevent.spawn(peer.handshake)], raise_error=True)
+    cipher = peer._tls.cipher()
+    yield end, peer.sock, records_of(keys, cipher[0])
+    end.close()
+    peer.close()
+
+
+def text(records: Records, data: bytes) -> bytes:
+    return records.record(APPLICATION_DATA, data)
+
+
+def test_key_updates_are_answered_and_text_goes_on(flooder: tuple[TlsEnd, socket.socket, Records]) -> None:
+    end, sock, records = flooder
+    with deadline():
+        for number in range(20):
+            sock.sendall(b"".join(records.key_update() for _ in range(50)) + text(records, b"%d" % number))
+            assert end.recv(100) == b"%d" % number
+
+
+def test_a_record_that_comes_byte_by_byte_is_no_flood(
+    flooder: tuple[TlsEnd, socket.socket, Records],
+) -> None:
+    end, sock, records = flooder
+    record = text(records, b"x" * 16384)
+    view = memoryview(bytearray(65536))
+    with deadline():
+        for _ in range(3):
+            for start in range(0, len(record), 200):
+                sock.sendall(record[start : start + 200])
+                end.wait_readable()
+                got = end.recv_now(view)
+            assert got == 16384
+            record = text(records, b"x" * 16384)
+
+
+def test_whoever_sends_nothing_but_key_updates_is_left(
+    flooder: tuple[TlsEnd, socket.socket, Records],
+) -> None:
+    end, sock, records = flooder
+    updates = b"".join(records.key_update(answered=False) for _ in range(2 * tls.USELESS // KEY_UPDATE_BYTES))
+    sending = gevent.spawn(sock.sendall, updates)
+    with deadline(), pytest.raises(ConnectionAbortedError, match="without text"):
+        end.recv(100)
+    sending.kill()
+
+
+def test_whoever_reads_no_answer_to_key_updates_is_left(
+    flooder: tuple[TlsEnd, socket.socket, Records],
+) -> None:
+    """However much text is between them: what waits for a peer who does not read is bounded."""
+    end, sock, records = flooder
+    end._raw = FullKernel(end._raw)
+    assert end.send_now(b"x" * tls.PIECE) == 0
+    sending = gevent.spawn(flood, sock, records, 3 * tls.OWED // KEY_UPDATE_BYTES)
+    most = [0]
+    with deadline(), pytest.raises(ConnectionAbortedError, match="does not read"):
+        read_on(end, most)
+    sending.kill()
+    assert tls.PIECE < most[0] <= tls.PIECE + 1024 + tls.OWED
+
+
+class FullKernel:
+    """A socket whose peer reads nothing: the real one's buffers grow while they fill."""
+
+    def __init__(self, sock: native.socket) -> None:
+        self.recv_into = sock.recv_into
+        self.recv = sock.recv
+
+    def send(self, data: bytes) -> int:
+        raise BlockingIOError
+
+
+def read_on(end: TlsEnd, most: list[int]) -> None:
+    while end.recv(100):
+        most[0] = max(most[0], len(end._left))
+
+
+def flood(sock: socket.socket, records: Records, count: int) -> None:
+    for _ in range(count):
+        sock.sendall(records.key_update() + text(records, b"x"))

@@ -35,6 +35,18 @@ OVERHEAD: Final = 4096
 GOODBYE: Final = 40
 """Bytes of ciphertext that may be a close_notify: 24 in TLS 1.3, 31 in 1.2 by AES-GCM. Requests have more."""
 
+SMALLEST: Final = 23
+"""Bytes of a record with one byte of text (RFC 8446 §5.2): head, kind and tag are the others."""
+
+USELESS: Final = 32 * 1024
+"""Bytes of ciphertext beyond :data:`SMALLEST` for each byte of text, in a row, at most: a record that is not
+whole yet (16,645 bytes) and tickets. A KeyUpdate is 27 bytes and costs some 20 µs; Go ends a
+connection at the 17th record without content."""
+
+OWED: Final = 4096
+"""Bytes that OpenSSL has to say by itself, such as answers to KeyUpdates, of 27 bytes each, and that wait at
+most for a peer who reads nothing. Honest peers cause a handful in hours."""
+
 _scratches: WeakKeyDictionary[Hub, tuple[memoryview, memoryview]] = WeakKeyDictionary()
 
 
@@ -52,6 +64,9 @@ class TlsEnd(PlainEnd):
     What it has encrypted and the kernel has not taken is sent before anything else. Those bytes count as not
     sent: whoever gets less than he asked for from :meth:`send_now` offers the same bytes again, as all do who
     write to a non-blocking socket. So nothing is left here that nobody waits for.
+
+    A peer that sends record after record without text, or reads none of the answers to its KeyUpdates, is
+    left: whoever reads gets ``ConnectionAbortedError`` then.
     """
 
     movable = False
@@ -64,9 +79,11 @@ class TlsEnd(PlainEnd):
         "_left",
         "_outgoing",
         "_over",
+        "_owed",
         "_stash",
         "_text",
         "_tls",
+        "_useless",
     )
 
     def __init__(
@@ -99,6 +116,10 @@ class TlsEnd(PlainEnd):
         #: Ciphertext that the kernel has not taken, and how many bytes that will be offered again are in it.
         self._left: Buffer = b""
         self._ahead = 0
+        #: Bytes that OpenSSL had to say by itself since nothing was left.
+        self._owed = 0
+        #: Bytes of ciphertext that no text has come of; 0 is what makes larger pieces be fed at once.
+        self._useless = 1
         self._cipher, self._text = _scratch()
 
     @property
@@ -143,7 +164,7 @@ class TlsEnd(PlainEnd):
                 self._finished = False
                 return
             super().wait_readable()
-            if self._feed_from_kernel(RECEIVE) == 0:
+            if self._feed_from_kernel(LONG) == 0:  # what comes behind is not counted until it is read
                 raise ConnectionResetError(errno.ECONNRESET, "closed during the TLS handshake")
 
     # -- reading --------------------------------------------------------------
@@ -177,6 +198,7 @@ class TlsEnd(PlainEnd):
             return self._unstash(view)
         got = self._decrypt(view, 0)
         if got or self._over:
+            self._useless = 0
             return got
         try:
             count = self._raw.recv_into(self._cipher[: min(RECEIVE, len(view) + OVERHEAD)])
@@ -185,14 +207,25 @@ class TlsEnd(PlainEnd):
         if not count:
             self._over = self._held = True
             return 0
-        cipher = self._cipher
-        for start in range(0, count, PIECE):
-            self._incoming.write(cipher[start : min(start + PIECE, count)])
-            if got < len(view):
-                got = self._decrypt(view, got)
-            else:
-                self._held = True
+        got = self._decrypt_all(self._cipher[:count], view)
         return got if got or self._over else -1
+
+    def _decrypt_all(self, cipher: memoryview, view: memoryview) -> int:
+        """Feeds OpenSSL, less at once while no text comes of it; how much of ``view`` is filled then."""
+        start = got = 0
+        while start < len(cipher):
+            piece = cipher[start : start + (LONG if self._useless else PIECE)]
+            start += len(piece)
+            self._incoming.write(piece)
+            if got == len(view):
+                self._held = True
+                continue
+            before = got
+            got = self._decrypt(view, got)
+            self._useless = max(0, self._useless + len(piece) - SMALLEST * (got - before))
+            if self._useless > USELESS:
+                raise ConnectionAbortedError(errno.ECONNABORTED, "the peer sends TLS records without text")
+        return got
 
     def recv(self, size: int) -> bytes:
         view = self._text[:size]
@@ -217,7 +250,8 @@ class TlsEnd(PlainEnd):
                 self._held = False
         except ssl.SSLWantReadError:
             self._held = False
-            self._take_output()  # the answer to a KeyUpdate
+            if self._outgoing.pending:
+                self._answer()
         except ssl.SSLZeroReturnError:
             self._over = self._held = True
         except ssl.SSLError:
@@ -333,6 +367,15 @@ class TlsEnd(PlainEnd):
                 self._flush()
             except OSError:
                 pass  # whoever reads or writes next learns of it
+
+    def _answer(self) -> None:
+        """Sends OpenSSL's answers, to KeyUpdates for example, of which only :data:`OWED` may wait."""
+        if not self._left:
+            self._owed = 0
+        self._owed += self._outgoing.pending
+        self._take_output()
+        if self._left and self._owed > OWED:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the peer does not read what TLS answers it")
 
     def _flush(self) -> bool:
         """Sends what is left; whether the kernel took all of it."""
