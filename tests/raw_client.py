@@ -47,6 +47,12 @@ def wishes_of(
     return b"".join(field + b"\r\n" for field in fields)
 
 
+def proxy_header(source: str) -> bytes:
+    """A PROXY header of version 1 that says from which address a client has come."""
+    family, ours = ("TCP6", "::1") if ":" in source else ("TCP4", "127.0.0.1")
+    return f"PROXY {family} {source} {ours} 40000 5554\r\n".encode()
+
+
 class RawClient:
     """Opens an HTTP tunnel, or with ``port`` a TCP one, and does nothing but HTTP/2's housekeeping.
 
@@ -65,15 +71,18 @@ class RawClient:
         waits: bool = True,
         resume: bytes | None = None,
         bearer: str | None = None,
+        source: str | None = None,
     ) -> None:
         """``window`` is how many bytes the server may send on a stream before it must wait.
 
         With ``join`` it is another session of that client's tunnel; ``waits`` is whether to
         wait until the server counts it among the others. ``resume`` is the token to show, ``bearer`` the
-        opener's.
+        opener's. ``source`` is the address that a PROXY header gives it.
         """
         self.sock = connect(server.connection_port)
         wishes = wishes_of(subdomain, port, join, resume, bearer)
+        if source is not None:
+            self.sock.sendall(proxy_header(source))
         self.sock.sendall(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n%b\r\n" % (server.connection_port, wishes))
         head = Source(self.sock).until(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 "), head

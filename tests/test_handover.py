@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="gunicorn needs POSIX
 MASTER = 1234
 RECORDS = [
     Record(Kind.HTTP, "app", "0" * 32, "", True),
-    Record(Kind.TCP, 30000, "1" * 32, "somebody", False),
+    Record(Kind.TCP, 30000, "1" * 32, "somebody", False, source="2001:db8:1:2::/64"),
     Record(Kind.HTTP, "web", "2" * 32, "", True, "local:1", Options(rewrite=Rewrite("http://local:1"))),
 ]
 

@@ -137,11 +137,13 @@ names = st.one_of(
 @given(
     st.lists(
         st.builds(
-            lambda kn, i, o: Record(*kn, i, o, True),
+            lambda kn, i, o, s: Record(*kn, i, o, True, source=s),
             names,
-            st.from_regex("[0-9a-f]{32}", fullmatch=True),
-            st.text(),
-        )
+            st.integers(0, 2**128 - 1).map("{:032x}".format),
+            st.text(max_size=40),
+            st.text(max_size=40),
+        ),
+        max_size=20,
     )
 )
 def test_any_names_survive(records: list[Record]) -> None:

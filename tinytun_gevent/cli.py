@@ -166,6 +166,8 @@ Options:
   --tunnel-idle-timeout SECONDS   the same for upgraded and TCP connections; 0: no limit (default: 0)
   --max-connections N             most connections at once on each port (default: 65536)
   --max-tunnels N                 most tunnels at once (503 beyond it) (default: 10000)
+  --source-tunnels N              most tunnels at once of clients with one address, on a server without
+                                  AUTH_FILE (429 beyond it); 0: no limit (default: 50)
   --token-tunnels N               most tunnels at once of one token (429 beyond it); 0: no limit (default:
                                   100)
   --token-visitors N              most visitors at once of all tunnels of a token (503 beyond it); 0: no

@@ -57,6 +57,8 @@ class Tunnel:
     options: Options | None = None
     #: The opener's address, ``ip:port``.
     remote: str = ""
+    #: What it counts for among all that one address may have (the server's Sources); blank for nothing.
+    source: str = ""
     #: Who opened it, as `ServerCore.authorize` knows him; ``""`` for anybody.
     opener: str = ""
     #: The same as the server's Account; None where nobody has come back yet since a restart.
@@ -117,6 +119,8 @@ class Record:
     #: What its visitors' requests depend on, who may wait here for its client.
     host_header: str | None = None
     options: Options | None = None
+    #: What it counts for, see `Tunnel.source`.
+    source: str = ""
 
 
 class Registry:
@@ -222,7 +226,11 @@ class Registry:
         free = tunnel.leased_until is not None and not tunnel.promised
         if not tunnel.resumable:  # at most kept for visitors: its client knows nothing of tokens
             return free
-        return (free and opener != "") or hmac.compare_digest(self.token_of(tunnel), resume or "")
+        return (free and opener != "") or self.proves(tunnel, resume)
+
+    def proves(self, tunnel: Tunnel, resume: str | None) -> bool:
+        """Whether ``resume`` is the token that was given for ``tunnel``."""
+        return tunnel.resumable and hmac.compare_digest(self.token_of(tunnel), resume or "")
 
     def token_of(self, tunnel: Tunnel) -> str:
         """What the owner of ``tunnel`` shows to get its name back: an HMAC over name, id and opener."""
@@ -308,6 +316,7 @@ class Registry:
                 tunnel.resumable,
                 tunnel.host_header,
                 tunnel.options,
+                tunnel.source,
             )
             for tunnel in self.tunnels.values()
             if tunnel.ready or tunnel.leased_until is not None
@@ -323,6 +332,7 @@ class Registry:
         tunnel = self._new(record.kind, record.name, record.id)
         tunnel.opener, tunnel.resumable = record.opener, record.resumable
         tunnel.host_header, tunnel.options = record.host_header, record.options
+        tunnel.source = record.source
         self.lease(tunnel, now, at_least)
         return tunnel
 

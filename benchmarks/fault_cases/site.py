@@ -50,6 +50,7 @@ class Site:
         """
         command = [*wrapper, sys.executable, str(BIN / "tinytun-server"), "--base-domain", "localhost"]
         command += ["--bind", bind, "--state-dir", str(self.state)]
+        command += ["--source-tunnels", "0"]  # all clients have one address here
         command += [word for which, port in self.ports.items() for word in (f"--{which}-port", str(port))]
         self.server = self.start("server", [*command, *options])
         if silent:

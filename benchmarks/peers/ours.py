@@ -55,6 +55,7 @@ class Tinytun(Contender):
     def _listen(self, ground: Ground) -> Server:
         ports = {which: free_port() for which in ("connection", "proxy", "tcp-proxy", "metadata")}
         command = [sys.executable, str(BIN / "tinytun-server"), "--bind", LOCAL, "--base-domain", "localhost"]
+        command += ["--source-tunnels", "0"]  # all clients have one address here
         command += [*self._options, *self._server_options(ground, ports)]
         command += [word for which, port in ports.items() for word in (f"--{which}-port", str(port))]
         server = ground.workspace.start(f"tinytun-server-{self.kind}", command)

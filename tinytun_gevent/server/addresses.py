@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from ..errors import UsageError
@@ -47,11 +47,20 @@ def canonical(ip: str) -> str:
 
 
 def network_of(ip: str) -> str | int:
-    """What stands for everybody behind ``ip``, which is unmapped: itself, or of IPv6 the first 64 bits.
+    """What stands for everybody behind ``ip``: itself, or of IPv6 the first 64 bits.
 
-    The others one customer changes as he likes.
+    The others one customer changes as he likes. An IPv4-mapped address is the IPv4 one, however written.
     """
-    return int(IPv6Address(ip)) >> 64 if ":" in ip else ip
+    if ":" not in ip:
+        return ip
+    number = int(IPv6Address(ip))
+    return str(IPv4Address(number & 0xFFFFFFFF)) if number >> 32 == 0xFFFF else number >> 64
+
+
+def source_of(ip: str) -> str:
+    """The same as text, for people and files: ``192.0.2.7``, ``2001:db8:1:2::/64``."""
+    network = network_of(ip)
+    return network if isinstance(network, str) else f"{IPv6Address(network << 64)}/64"
 
 
 def is_ip(text: str) -> bool:

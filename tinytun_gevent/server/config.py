@@ -232,6 +232,11 @@ class ServerConfig:
     )
     max_connections: int = _count("MAX_CONNECTIONS", "65536", "most connections at once on each port")
     max_tunnels: int = _count("MAX_TUNNELS", "10000", "most tunnels at once (503 beyond it)")
+    source_tunnels: int = _limit(
+        "SOURCE_TUNNELS",
+        "50",
+        "most tunnels at once of clients with one address, on a server without AUTH_FILE (429 beyond it)",
+    )
     token_tunnels: int = _limit("TOKEN_TUNNELS", "100", "most tunnels at once of one token (429 beyond it)")
     token_visitors: int = _limit(
         "TOKEN_VISITORS", "32768", "most visitors at once of all tunnels of a token (503 beyond it)"

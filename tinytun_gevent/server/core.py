@@ -31,6 +31,7 @@ from .handover import Moved, Successor
 from .observed import Observed, log_exchange
 from .peers import Peers
 from .pool import StreamPool
+from .sources import Sources
 from .storage import Storage
 from .strangers import Strangers
 from .tally import Refusal, Tally
@@ -91,6 +92,8 @@ class ServerCore:
         self.auth = Auth(config, self.tally, self.is_trusted)
         #: What accounts and tunnels use of what they may.
         self.budgets = Budgets(self.tally)
+        #: How many tunnels clients' addresses have; accounts have limits of their own instead.
+        self.sources = Sources(config.source_tunnels, self.is_trusted, self.tally)
         #: How often visitors' addresses connect; None if they may as often as they like.
         self.connects: Connects | None = None
         if config.connect_rate:

@@ -113,6 +113,8 @@ def record_fields(record: Record) -> dict[str, Any]:
     fields = {"kind": record.kind.value, "name": record.name, "id": record.id, "opener": record.opener}
     if record.host_header is not None:
         fields["host_header"] = record.host_header
+    if record.source:
+        fields["source"] = record.source
     if record.options is not None:
         fields["options"] = build_options(record.options)
     return fields
@@ -129,6 +131,7 @@ def read_record(fields: dict[str, Any], *, resumable: bool) -> Record:
         resumable,
         fields.get("host_header"),
         None if options is None else parse_options(options, http=kind is Kind.HTTP),
+        str(fields.get("source", "")),
     )
 
 

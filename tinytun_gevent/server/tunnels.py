@@ -53,6 +53,7 @@ class Tunnels:
         for tunnel in tunnels:
             self._core.pool_of(tunnel).expect()
             self._core.budgets.restore(tunnel)
+            self._core.sources.hold(tunnel, tunnel.source)
             self._core.auth.remember(tunnel.opener)
             if isinstance(tunnel.name, int) and self._must_listen(tunnel.kind):
                 try:
@@ -82,6 +83,7 @@ class Tunnels:
         The owner who comes back gets his tunnel, without the sessions that it had: they are dead, or he
         would not be here.
         """
+        source = self._source(request, caller[0], account)
         for _ in range(PORT_TRIES):
             tunnel = self._core.registry.claim(
                 request.kind,
@@ -95,6 +97,7 @@ class Tunnels:
                 rights=account.rights,
             )
             try:
+                self._core.sources.hold(tunnel, source)
                 self._core.budgets.open(tunnel, account)
                 if self._must_listen(request.kind):
                     self.ports.listen(tunnel)
@@ -109,6 +112,22 @@ class Tunnels:
                 self._replace_sessions(tunnel)
                 return tunnel
         raise TryLaterError("No port is available", 503, 5)
+
+    def _source(self, request: OpenRequest, ip: str, account: Account) -> str:
+        """What the tunnel that is asked for counts for; raises TryLaterError if that has all it may have.
+
+        An account has limits of its own, so its tunnels count for nothing here. An owner who comes back has
+        the tunnel already, or shows that it is his: he may come from another address.
+        """
+        if account.id:
+            return ""
+        sources, registry = self._core.sources, self._core.registry
+        source = sources.source_of(ip)
+        name = (request.subdomain or "").lower() if request.kind is Kind.HTTP else request.port or 0
+        tunnel = registry.tunnels.get(name)
+        if tunnel is None or not (tunnel.source == source or registry.proves(tunnel, request.resume)):
+            sources.check(source)
+        return source
 
     def _withdraw(self, tunnel: Tunnel, request: OpenRequest) -> None:
         """A claim has failed: its owner keeps what he had, a lease or sessions; anybody else had nothing."""
@@ -244,6 +263,7 @@ class Tunnels:
         """Frees the name at once; whoever waits for a session is told that none comes."""
         self._core.registry.release(tunnel)
         self._core.budgets.close(tunnel)
+        self._core.sources.close(tunnel)
         self.ports.close(tunnel)
         pool = self._core.pool_of(tunnel)
         pool.close()
