@@ -8,6 +8,7 @@ from helpers import wait_until
 
 from tinytun_gevent.server import deadlines
 from tinytun_gevent.server.deadlines import Clock
+from tinytun_gevent.turns import let_others_run
 
 
 class Timed:
@@ -59,4 +60,24 @@ def test_a_stopped_clock_starts_again_with_the_next_to_watch() -> None:
     seen = timed.ticks
     clock.watch(timed)
     wait_until(lambda: timed.ticks > seen)
+    clock.stop()
+
+
+def test_others_run_while_many_are_looked_at() -> None:
+    clock, seen = Clock(), []
+
+    class Watched(Timed):
+        def tick(self, now: float) -> None:
+            super().tick(now)
+            seen.append(now)
+
+    watched = [Watched() for _ in range(3 * deadlines.LOOKS_AT_ONCE)]
+    for one in watched:
+        clock.watch(one)
+    while not seen:
+        let_others_run()
+    first = [one.ticks for one in watched]
+    assert sum(first) < len(watched)  # this greenlet runs between two of them
+    wait_until(lambda: len(seen) >= len(watched))
+    assert len(set(seen[: len(watched)])) == 1  # all of a round are told of the same moment
     clock.stop()

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinytun_gevent.errors import SessionClosedError, SessionError, StreamResetError
-from tinytun_gevent.relay import ServiceSink, SocketSink, relay
+from tinytun_gevent.relay import JOIN, ServiceSink, SocketSink, relay
 from tinytun_gevent.sockets import end_of, set_reset
 from tinytun_gevent.stream import CANCEL
 
@@ -381,6 +381,39 @@ def test_an_empty_write_behind_a_backlog_is_no_obstacle() -> None:
     sink.finish()
     assert len(read_all(visitor)) == 39678
     assert stream.credit == 39683
+    visitor.close()
+
+
+def test_what_waits_in_small_pieces_is_kept_in_large_ones() -> None:
+    """Frames of a byte each would take a hundred times as much, and a window is full of them."""
+    stream = Credited()
+    sink = SocketSink(stream)  # type: ignore[arg-type]
+    for _ in range(100_000):
+        sink.write(b"x", 1)
+    assert len(sink._backlog) <= 100_000 // JOIN + 1
+    sink.part()
+    assert stream.credit == 100_000
+
+
+def test_parting_takes_no_longer_the_more_there_waits_and_gives_no_credit_twice() -> None:
+    """What was parted from is delivered first, then what came for the next stream."""
+    visitor, ours = socket_pair()
+    before, after = Credited(), Credited()
+    sink = SocketSink(before)  # type: ignore[arg-type]
+    sink.write(b"a" * 70_000, 50_000)
+    for _ in range(1000):
+        sink.part()
+        sink.write(b"b", 0)
+    backlog = sink._backlog
+    sink.stream = after  # type: ignore[assignment]
+    sink.write(b"c" * 30_000, 7)
+    sink.attach(end_of(ours))
+    sink.finish()
+    assert read_all(visitor) == b"a" * 70_000 + b"b" * 1000 + b"c" * 30_000
+    with deadline():
+        sink.wait_done()
+    assert (before.credit, after.credit) == (50_000, 7)
+    assert sink._backlog is backlog, "what waited was copied"
     visitor.close()
 
 

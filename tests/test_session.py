@@ -57,7 +57,7 @@ from tinytun_gevent.errors import (
 from tinytun_gevent.flow import INITIAL_WINDOW
 from tinytun_gevent.guard import ENHANCE_YOUR_CALM
 from tinytun_gevent.keepalive import PROBES
-from tinytun_gevent.session import Session
+from tinytun_gevent.session import ABORTED_AT_ONCE, Session
 from tinytun_gevent.stream import CANCEL, REFUSED_STREAM, Stream
 from tinytun_gevent.wire.frames import FRAMES_AT_ONCE
 from tinytun_gevent.wire.http2 import MAX_WINDOW, PREFACE
@@ -727,6 +727,17 @@ def test_very_many_frames_in_one_read_let_others_have_turns_between_them() -> No
             sender.get()
         assert most <= 2 * FRAMES_AT_ONCE  # the last ones of a read, and the first ones of the next
         assert pair.accepted[0].wait(count) == b"x" * count
+
+
+def test_the_end_of_very_many_streams_lets_others_run() -> None:
+    """Each may have an answer to write about it."""
+    with session_pair(5 * ABORTED_AT_ONCE) as pair:
+        streams = [pair.opener.open() for _ in range(5 * ABORTED_AT_ONCE)]
+        pair.opener.close()
+        aborted = [stream.error is not None for stream in streams]
+        assert sum(aborted) == ABORTED_AT_ONCE
+        wait_until(lambda: all(stream.error is not None for stream in streams))
+        assert {type(stream.error) for stream in streams} == {SessionClosedError}
 
 
 def test_streams_that_were_of_use_may_be_reset_in_any_number() -> None:

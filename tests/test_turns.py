@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gevent
 import pytest
-from helpers import deadline, wait_until
+from helpers import deadline, socket_pair, wait_until
 
-from tinytun_gevent.turns import TurnLock
+from tinytun_gevent.turns import TurnLock, let_others_run
 
 
 def test_turns_are_given_in_the_order_of_asking() -> None:
@@ -58,3 +58,26 @@ def test_a_killed_waiter_loses_no_turn(moment: str) -> None:
     assert not lock.held
 
 
+
+
+def test_a_greenlet_that_lets_others_run_waits_for_each_socket_that_is_ready() -> None:
+    """Which ``gevent.sleep(0)`` does not: it looks at sockets when 5 ms are over."""
+    one, other = socket_pair()
+    got = []
+
+    def read() -> None:
+        for _ in range(3):
+            got.append(other.recv(1))
+            one.send(b"x")
+
+    reader = gevent.spawn(read)
+    one.send(b"x")
+    rounds = 0
+    with deadline():
+        while not reader.ready():
+            let_others_run()
+            rounds += 1
+    assert got == [b"x"] * 3
+    assert rounds <= 8
+    one.close()
+    other.close()

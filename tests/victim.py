@@ -1,8 +1,8 @@
 """A process for a peer to attack, whose memory can be watched: a server, or a client with two tunnels.
 
-``victim.py server`` prints its connection and proxy port; ``victim.py client EVIL GOOD TARGET`` opens a
-tunnel to TARGET through each of the two servers, and says so. Both log warnings to standard error and run
-until standard input ends.
+``victim.py server`` prints its connection and proxy port; ``victim.py client EVIL GOOD TARGET [OTHER]`` opens
+a tunnel to TARGET through each of the two servers, the good one's to OTHER if that is given, and says so.
+Both log warnings to standard error and run until standard input ends.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def serve() -> None:
         sys.stdin.read()
 
 
-def visit(evil: str, good: str, target: str) -> None:
+def visit(evil: str, good: str, target: str, other: str = "") -> None:
     backoff.FIRST = QUICK
     bad = Tunnel(target, server=evil, proxy="", sessions=1)
-    fine = Tunnel(target, server=good, proxy="", subdomain="good")
+    fine = Tunnel(other or target, server=good, proxy="", subdomain="good")
     bad.open()
     fine.open()
     print("open", flush=True)

@@ -33,6 +33,9 @@ WAKE_PAUSE: Final = 0.01
 """Seconds between two times that they are woken for less. A peer that gives a byte at a time, a thousand
 times a second, would otherwise have all of them run for it each time."""
 
+WOKEN_AT_ONCE: Final = 64
+"""Streams that one WINDOW_UPDATE wakes by itself; where more wait, several frames wake them together."""
+
 
 class Control:
     """Acts on the frames of one session, a part of which it is."""
@@ -177,7 +180,8 @@ class Control:
 
     def _wake_soon(self, window: int) -> None:
         """Wakes whoever waits for the connection's window; for a small one only now and then."""
-        if window >= WORTH_IT or self._now - self._woken >= WAKE_PAUSE:
+        worth_it = window >= WORTH_IT and len(self._session.blocked) <= WOKEN_AT_ONCE
+        if worth_it or self._now - self._woken >= WAKE_PAUSE:
             self._wake_blocked()
         elif not self._wake_due:
             self._wake_due = True
@@ -279,9 +283,10 @@ class Control:
         session.goaway_code = int(event.error_code or 0)
         session.goaway_reason = bytes(event.additional_data or b"")
         last = event.last_stream_id or 0
-        for stream in [s for s in session.streams.values() if session.opener and s.id > last]:
+        refused = [s for s in session.streams.values() if session.opener and s.id > last]
+        for stream in refused:
             session.remove(stream)
-            stream.abort(StreamResetError(REFUSED_STREAM, remote=True))
+        session.abort_all(refused, StreamResetError(REFUSED_STREAM, remote=True))
         if session.on_goaway is not None:
             session.on_goaway(session)
         session.close_if_done()

@@ -21,6 +21,7 @@ from tinytun_gevent.control import Control
 from tinytun_gevent.errors import PeerProtocolError, SessionClosedError
 from tinytun_gevent.shares import BULK
 from tinytun_gevent.stream import Stream
+from tinytun_gevent.turns import let_others_run
 from tinytun_gevent.wire import http2
 from tinytun_gevent.wire.frames import FrameSplitter, FrameTooLongError
 
@@ -149,7 +150,7 @@ class Incoming:
             rest = memoryview(bytes(rest))  # others read into the same buffer meanwhile
         self._let_answers_leave()
         while rest and not session.closing:
-            gevent.sleep(0)
+            let_others_run()
             if session.closing:
                 return
             rest = self._receive(rest)

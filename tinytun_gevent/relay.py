@@ -24,6 +24,9 @@ from tinytun_gevent.stream import CANCEL, LOOK, Gate, Stream, Upstream
 GATHER: Final = 64
 """Buffers sent in one system call at most, well under every platform's IOV_MAX."""
 
+JOIN: Final = 16 * 1024
+"""Bytes up to which what waits is kept in one piece: a piece of one byte takes a hundred."""
+
 LAST_WORDS: Final = 1.0
 """Seconds to pass on what came from a socket that takes no more bytes: a service that answers 413
 and closes has said so before its reset."""
@@ -62,6 +65,8 @@ class SocketSink:
         "_draining",
         "_ended",
         "_eof",
+        "_owed",
+        "_settled",
         "end",
         "on_drained",
         "on_lost",
@@ -85,7 +90,11 @@ class SocketSink:
         self.rate: Rate | None = None
         #: Whether it is that limit that is waited for, and not the socket.
         self.waits_turn = False
-        self._backlog: deque[tuple[bytes | memoryview, int]] = deque()
+        #: What waits, in pieces, each with the credit that it still stands for.
+        self._backlog: deque[tuple[bytearray | memoryview, int]] = deque()
+        #: The credit for all that waits, but for the first so many pieces, for which it was given already.
+        self._owed = 0
+        self._settled = 0
         self._draining = False
         self._eof = False
         self._cut = False
@@ -108,7 +117,12 @@ class SocketSink:
 
     def waiting(self, limit: int) -> bytes:
         """The first ``limit`` bytes of what was not delivered yet."""
-        return b"".join(piece for piece, _ in self._backlog)[:limit]
+        begun = bytearray()
+        for piece, _ in self._backlog:
+            begun += piece[: limit - len(begun)]
+            if len(begun) >= limit:
+                break
+        return bytes(begun)
 
     def wait_done(self, timeout: float | None = None) -> bool:
         """Blocks until :attr:`done`, for ``timeout`` seconds at most; whether it is."""
@@ -166,11 +180,7 @@ class SocketSink:
 
     def keep(self) -> bool:
         """Says that what waits is to be delivered although the stream is aborted; False if it is too much."""
-        return self.stream is None or self.stream.keep(self._undelivered())
-
-    def _undelivered(self) -> int:
-        """The credit for all that waits."""
-        return sum(credit for _, credit in self._backlog)
+        return self.stream is None or self.stream.keep(self._owed)
 
     def part(self) -> None:
         """Leaves its stream: what still waits is delivered, and credited to nobody, least the next one."""
@@ -181,11 +191,36 @@ class SocketSink:
 
     def _take_credit(self) -> int:
         """The credit for all that waits, which will not be given again."""
-        if not self._backlog:
-            return 0
-        waiting = self._undelivered()
-        self._backlog = deque((piece, 0) for piece, _ in self._backlog)
-        return waiting
+        owed, self._owed = self._owed, 0
+        self._settled = len(self._backlog)
+        return owed
+
+    def _pop(self) -> tuple[bytearray | memoryview, int]:
+        """Takes the first piece that waits, and what is still owed for it."""
+        piece, credit = self._backlog.popleft()
+        if self._settled:
+            self._settled -= 1
+            return piece, 0
+        self._owed -= credit
+        return piece, credit
+
+    def _put_back(self, rest: memoryview, credit: int) -> None:
+        """Puts back what was not sent of the first piece."""
+        self._backlog.appendleft((rest, credit))
+        self._owed += credit
+        if not credit:
+            self._settled += 1
+
+    def _append(self, data: bytes | memoryview, credit: int) -> None:
+        """Adds to what waits; to its last piece, if that is short and unsent."""
+        self._owed += credit
+        if len(self._backlog) > self._settled:
+            piece, before = self._backlog[-1]
+            if isinstance(piece, bytearray) and len(piece) + len(data) <= JOIN:
+                piece += data
+                self._backlog[-1] = piece, before + credit
+                return
+        self._backlog.append((bytearray(data), credit))
 
     def write(self, data: bytes | memoryview, credit: int) -> None:
         """Delivers bytes, now or as soon as the socket takes them. Never blocks.
@@ -217,7 +252,7 @@ class SocketSink:
             self._give(given)
             credit -= given
             data = data[sent:]
-        self._backlog.append((bytes(data), credit))
+        self._append(data, credit)
         self._start_draining()
 
     def finish(self) -> None:
@@ -264,10 +299,10 @@ class SocketSink:
             return
         given = 0
         while sent:
-            piece, credit = self._backlog.popleft()
+            piece, credit = self._pop()
             if len(piece) > sent:
                 part = min(sent, credit)
-                self._backlog.appendleft((piece[sent:], credit - part))
+                self._put_back(memoryview(piece)[sent:], credit - part)
                 given += part
                 break
             sent -= len(piece)
@@ -284,13 +319,13 @@ class SocketSink:
         if not self._backlog:  # dropped meanwhile
             rate.refund(granted)
             return
-        piece, credit = self._backlog.popleft()
+        piece, credit = self._pop()
         count = min(granted, len(piece))
         sent = end.send_now(memoryview(piece)[:count])
         rate.refund(granted - sent)
         given = credit if sent == len(piece) else min(sent, credit)
         if sent < len(piece):
-            self._backlog.appendleft((memoryview(piece)[sent:], credit - given))
+            self._put_back(memoryview(piece)[sent:], credit - given)
         self._give(given)
         if not sent:
             end.wait_writable()
@@ -319,6 +354,7 @@ class SocketSink:
         """Gives up what waits; it counts as delivered where the stream is over but not aborted."""
         self._give(self._take_credit())
         self._backlog.clear()
+        self._settled = 0
 
     def _reset_stream(self) -> None:
         if self.stream is not None:

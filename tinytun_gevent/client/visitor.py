@@ -99,7 +99,7 @@ class Visitor:
         request_id = secrets.token_hex(6)
         log.debug("answered 502 to request %s: %s", request_id, problem)
         try:
-            self.stream.sendall(error_page(problem, drain.begun, request_id))
+            self.stream.sendall(error_page(problem, bytes(drain.begun), request_id))
             self.stream.shutdown()
         except SessionError:
             return
@@ -114,7 +114,7 @@ class _Drain:
     def __init__(self, stream: Stream, begun: bytes) -> None:
         self._stream = stream
         #: The request's first bytes, `MAX_LOOK` at most.
-        self.begun = begun
+        self.begun = bytearray(begun)
         #: Set when they hold its whole head, or as much as ever will be there.
         self.told = Event()
         #: Set when nothing more will come.
@@ -127,8 +127,9 @@ class _Drain:
 
     def data(self, view: memoryview) -> None:
         if not self.told.is_set():
-            self.begun += bytes(view[: MAX_LOOK - len(self.begun)])
-            self._look()
+            held = len(self.begun)
+            self.begun += view[: MAX_LOOK - held]
+            self._look(max(0, held - 3))
         self._stream.consumed(len(view))
 
     def eof(self) -> None:
@@ -137,8 +138,8 @@ class _Drain:
     def aborted(self, error: SessionError) -> None:
         self._end()
 
-    def _look(self) -> None:
-        if b"\r\n\r\n" in self.begun or len(self.begun) >= MAX_LOOK:
+    def _look(self, start: int = 0) -> None:
+        if self.begun.find(b"\r\n\r\n", start) >= 0 or len(self.begun) >= MAX_LOOK:
             self.told.set()
 
     def _end(self) -> None:

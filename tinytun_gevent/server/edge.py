@@ -34,6 +34,7 @@ from tinytun_gevent.server.strangers import REASON
 from tinytun_gevent.server.tally import Refusal
 from tinytun_gevent.server.watch import Watch
 from tinytun_gevent.sockets import End, Interrupted, Socket, end_of
+from tinytun_gevent.turns import let_others_run
 from tinytun_gevent.wire import http1, proxyproto
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 
 READ_SIZE: Final = 32 * 1024
 """Bytes read at once while a request head is awaited."""
+
+OWN_ANSWERS: Final = 100
+"""Answers of the server's own in a row after which the next one ends the connection: a browser asks for a
+page and its icon."""
 
 
 class Edge:
@@ -109,6 +114,7 @@ class Visitor:
         "_ended",
         "_fresh",
         "_last",
+        "_own_answers",
         "_served",
         "_waiting",
         "client",
@@ -156,11 +162,18 @@ class Visitor:
         self.head_patience = core.config.head_timeout
         #: Whether there has been an exchange.
         self._served = served
+        #: Answers of the server's own since the last one of a service.
+        self._own_answers = 0
 
     @property
     def draining(self) -> bool:
         """Whether this connection must end after the exchange under way."""
         return self._last or (self._core.draining and self._core.successor is None)
+
+    @property
+    def wants_too_much(self) -> bool:
+        """Whether the server has answered for services so often that its next answer is the last."""
+        return self._own_answers >= OWN_ANSWERS
 
     @property
     def answer_limits(self) -> http1.HeadLimits:
@@ -181,9 +194,11 @@ class Visitor:
                 return
             self._take_proxy_header()
             while (head := self._read_head()) is not None:
-                self._wait_exchange()
+                self._wait_delivered()
                 if self.finished or self._move(head) or not self._serve(head):
                     break
+                if self._own_answers:
+                    let_others_run()  # nothing has blocked
             if head is None and self.gone_at_end:
                 self.leave()
             self._wait_exchange()
@@ -416,6 +431,7 @@ class Visitor:
         self._served = True
         self.sink.part()
         self.since = time.monotonic()
+        self._own_answers = self._own_answers + 1 if exchange.failure is not None else 0
         if exchange.close or self.draining:
             self.finish()
         elif self._core.successor is not None:
@@ -442,12 +458,14 @@ class Visitor:
         self.since = time.monotonic()
         if self.exchange is not None:
             self.exchange.drained()
+        self.wake()
 
     def lost(self) -> None:
         """The visitor takes no more bytes."""
         self.finished = True
         self.end.abort()  # first, or its end would look clean
         self._abandon()
+        self.wake()
 
     def _abandon(self) -> None:
         """Ends the exchange under way, if there is one."""
@@ -457,6 +475,11 @@ class Visitor:
     def _wait_exchange(self) -> None:
         """Blocks until the exchange under way has ended."""
         while self.exchange is not None:
+            self._wait()
+
+    def _wait_delivered(self) -> None:
+        """Blocks until the exchange under way has ended, and the visitor's kernel has its answer."""
+        while self.exchange is not None or not (self.sink.idle or self.sink.done):
             self._wait()
 
     def _wait(self) -> None:

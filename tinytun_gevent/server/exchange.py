@@ -101,7 +101,8 @@ class Exchange:
         #: Since when the answer is waited for, in monotonic seconds: the queue and the body come first.
         self.waiting_since = self.started_at
         self._id = ""
-        self._partial = b""
+        #: What has come of a response's head.
+        self._partial = bytearray()
         self._interim = 0
         self._body: Body | None = None
         self._framed = False
@@ -196,18 +197,18 @@ class Exchange:
         limits = self.visitor.answer_limits
         while view:
             held = len(self._partial)
-            head = self._partial + bytes(view[: limits.bytes + 1 - held])
+            head = self._partial
+            head += view[: limits.bytes + 1 - held]
             end = http1.head_end(head, 0, held)
             if end < 0:
                 if len(head) > limits.bytes:
                     raise http1.response_too_large(limits.bytes)
-                self._partial = head
                 self._consumed(len(view))
                 return
-            self._partial = b""
+            self._partial = bytearray()
             credit, view = end - held, view[end - held :]
             response = http1.parse_response_head(
-                head[:end], self.request.method, bool(self.request.upgrade), limits
+                bytes(head[:end]), self.request.method, bool(self.request.upgrade), limits
             )
             if response.status >= 200:
                 self._begin(response, view, credit)
@@ -356,7 +357,7 @@ class Exchange:
         self.status = failure.status
         self.started = True
         self._drop_stream()
-        self.close = self.close or not self.request_sent
+        self.close = self.close or not self.request_sent or self.visitor.wants_too_much
         self.response_bytes = self.visitor.answer(
             failure, self.request.accept, close=self.close, head_only=self._is_head
         )

@@ -24,9 +24,10 @@ KNOWN_TYPES: Final = CONTINUATION
 """Highest frame type of RFC 9113; later ones are ignored (§5.5), and skipped here unread."""
 
 
-FRAMES_AT_ONCE: Final = 1024
+FRAMES_AT_ONCE: Final = 64
 """Frames after which :meth:`FrameSplitter.feed` stops: a megabyte holds a hundred thousand of one byte each,
-which kept everybody else waiting for a second. In ordinary traffic it holds some dozens."""
+which kept everybody else waiting for a second. In ordinary traffic it holds some dozens; 64 with a byte each
+take one or two milliseconds."""
 
 
 class FrameTooLongError(Exception):
