@@ -36,7 +36,7 @@ from gevent.server import StreamServer
 
 from tinytun_gevent.client import agent as agent_module
 from tinytun_gevent.client import backoff as backoff_module
-from tinytun_gevent.client import link
+from tinytun_gevent.client import confirming, link
 from tinytun_gevent.client.agent import Agent
 from tinytun_gevent.client.backoff import Backoff
 from tinytun_gevent.client.config import make_config
@@ -128,6 +128,35 @@ def test_a_server_that_does_not_know_host_headers_is_warned_about(server: FakeSe
         agent.wait_connected(DEADLINE)
         assert len(events.warnings) == 1
         assert "--host-header" in events.warnings[0]
+
+
+def test_options_are_asked_for_and_a_server_that_does_not_know_them_is_warned_about(
+    server: FakeServer,
+) -> None:
+    options = {"host_header": "rewrite", "forwarded_host": "off"}
+    with running(server, **options) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        assert server.requests.get().options == agent.config.options
+        assert events.warnings == []
+    server.grant = lambda _: OpenReply("0" * 32, domain="x.test", subdomain="x", host_header=True)
+    with running(server, **options) as (agent, events):
+        agent.wait_connected(DEADLINE)
+        assert [text.split(":")[0] for text in events.warnings] == [
+            "this server does not rewrite Origin and links",
+            "this server does not know --forwarded-host",
+        ]
+
+
+def test_an_option_that_must_hold_ends_the_agent_if_it_is_not_confirmed(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(confirming.WARNINGS, "forwarded_host")
+    server.grant = lambda _: OpenReply("0" * 32, domain="x.test", subdomain="x")
+    with running(server, forwarded_host="off") as (agent, events):
+        with pytest.raises(RefusedError, match="forwarded_host") as caught:
+            agent.wait_connected(DEADLINE)
+        assert caught.value.exit_code == 3
+        assert events.urls == []
 
 
 def test_the_concurrency_is_announced(server: FakeServer) -> None:

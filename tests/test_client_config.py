@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from tinytun_gevent.client.config import (
 from tinytun_gevent.client.proxies import bypasses, choose_proxy, parse_proxy
 from tinytun_gevent.errors import UsageError
 from tinytun_gevent.wire.handshake import Kind
+from tinytun_gevent.wire.options import Options, Rewrite
 
 
 def config(target: str = "3000", **options: object) -> ClientConfig:
@@ -173,6 +175,49 @@ def test_host_header(value: str | None, target: str, header: str | None) -> None
 def test_host_headers_that_would_break_a_request(value: str) -> None:
     with pytest.raises(UsageError, match="--host-header"):
         config(host_header=value)
+
+
+def test_nothing_is_asked_of_the_edge_unless_there_is_a_wish() -> None:
+    assert config().options is None
+    assert config(forwarded_host="ON", rewrite_links="off").options is None
+    assert config(kind="tcp").options is None
+
+
+@pytest.mark.parametrize(
+    ("target", "asked", "options"),
+    [
+        ("3000", {"host_header": "rewrite"}, Options(rewrite=Rewrite("http://localhost:3000"))),
+        ("https://web", {"host_header": "rewrite"}, Options(rewrite=Rewrite("https://web"))),
+        ("[fe80::1%lo]:3000", {"host_header": "rewrite"}, Options(rewrite=Rewrite("http://[fe80::1]:3000"))),
+        ("unix:/run/x", {"host_header": "rewrite"}, Options(rewrite=Rewrite("http://localhost"))),
+        ("3000", {"host_header": "app.test:1"}, Options(rewrite=Rewrite("http://app.test:1"))),
+        (
+            "3000",
+            {"host_header": "rewrite", "rewrite_links": "off"},
+            Options(rewrite=Rewrite("http://localhost:3000", links=False)),
+        ),
+        ("3000", {"rewrite_links": "on"}, Options(rewrite=Rewrite("http://localhost:3000", requests=False))),
+        ("3000", {"rewrite_links": True}, Options(rewrite=Rewrite("http://localhost:3000", requests=False))),
+        ("3000", {"forwarded_host": "off"}, Options(forwarded_host=False)),
+        ("3000", {"forwarded_host": False}, Options(forwarded_host=False)),
+    ],
+)
+def test_what_is_asked_of_the_servers_edge(target: str, asked: dict[str, Any], options: Options) -> None:
+    assert config(target, **asked).options == options
+
+
+@pytest.mark.parametrize("flag", ["forwarded_host", "rewrite_links"])
+def test_switches_are_on_or_off_and_for_http(flag: str) -> None:
+    said = "--" + flag.replace("_", "-")
+    with pytest.raises(UsageError, match=f"{said}.*allowed: on, off"):
+        config(**{flag: "maybe"})
+    with pytest.raises(UsageError, match=said):
+        config(kind="tcp", **{flag: "off"})
+
+
+def test_a_host_that_no_page_can_have_is_refused() -> None:
+    with pytest.raises(UsageError, match="--host-header"):
+        config(host_header=".")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "nan", "inf", ""])

@@ -76,6 +76,7 @@ def test_the_client_defaults_are_those_of_the_config() -> None:
     assert defaults.pop("--concurrency") == str(client_config.DEFAULT_CONCURRENCY)
     assert defaults.pop("--sessions") == str(client_config.DEFAULT_SESSIONS)
     assert defaults.pop("--verify-target") == signature.parameters["verify_target"].default
+    assert defaults.pop("--forwarded-host") == signature.parameters["forwarded_host"].default
     assert not defaults
 
 

@@ -404,6 +404,29 @@ def test_an_unknown_host_header_is_a_warning(original: OriginalServer) -> None:
         assert "host-header" in warnings[0]
 
 
+def test_unknown_options_are_ignored_and_a_warning_each(original: OriginalServer) -> None:
+    warnings: list[str] = []
+
+    class Watcher(Listener):
+        def warning(self, text: str) -> None:
+            warnings.append(text)
+
+    tunnel = Tunnel(
+        "127.0.0.1:1",
+        server=original.url,
+        forwarded_host=False,
+        rewrite_links=True,
+        proxy="",
+        timeout=DEADLINE,
+        events=Watcher(),
+    )
+    with tunnel:
+        assert original.session().fields["x-tinytun-options"]
+        assert [text for text in warnings if "links" in text]
+        assert [text for text in warnings if "--forwarded-host" in text]
+        assert len(warnings) == 2
+
+
 def test_closing_says_goaway_so_that_the_name_is_free(original: OriginalServer) -> None:
     with Service(echo) as service:
         with tunnel_to(original, service.port) as (_, session):

@@ -160,6 +160,26 @@ def test_the_host_header_of_a_tunnel_is_set_by_the_server_that_has_it(
         assert json.loads(get(server, "demo")[1])["fields"]["host"] == "localhost:3000"
 
 
+def test_urls_are_rewritten_once_by_the_server_that_has_the_tunnel(
+    cluster: list[ServerProcess], start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    def answer(got: Request) -> bytes:
+        return respond(told(got).partition(b"\r\n\r\n")[2], b"Location: http://localhost:3000/done")
+
+    open_tunnel(start_service(answering(answer)), server=cluster[0], host_header="localhost:3000")
+    for server in cluster:
+        with connect(server.proxy_port) as visitor:
+            own = b"Origin: https://demo.localhost", b"Referer: https://demo.localhost/form"
+            forwarded = b"X-Forwarded-For: 192.0.2.1", b"X-Forwarded-Proto: https"
+            visitor.sendall(request("demo", "/", *own, *forwarded))
+            got = read_response(visitor)
+        fields = json.loads(got.body)["fields"]
+        assert fields["origin"] == "http://localhost:3000"
+        assert fields["referer"] == "http://localhost:3000/form"
+        assert fields["x-forwarded-host"] == "demo.localhost"
+        assert got.get(b"location") == b"https://demo.localhost/done"
+
+
 def test_megabytes_both_ways_through_a_peer(
     cluster: list[ServerProcess], start_service: StartService, open_tunnel: OpenTunnel
 ) -> None:

@@ -82,6 +82,7 @@ def test_verification_can_be_asked_for_and_waived() -> None:
         ("https://web:80", "web:80"),
         ("http://web:443", "web:443"),
         ("unix:/x", "localhost"),
+        ("[fe80::1%eth0]:3000", "[fe80::1]:3000"),
     ],
 )
 def test_the_targets_own_host(text: str, header: str) -> None:

@@ -19,7 +19,8 @@ CLIENT = """\
 Put a local web server or TCP service on the internet.
 
 Usage:
-  tinytun http <target> [-s NAME] [-c N] [--sessions N] [--host-header VALUE] [options]
+  tinytun http <target> [-s NAME] [-c N] [--sessions N] [--host-header VALUE] [--forwarded-host SWITCH]
+                        [--rewrite-links SWITCH] [options]
   tinytun tcp <target> [-p PORT] [-c N] [--sessions N] [options]
   tinytun demo [--target TARGET] [options]
   tinytun login [options]
@@ -42,7 +43,12 @@ Options:
   -c N, --concurrency N      Max concurrent connections [default: 100]
   --sessions N               Max TCP connections to the server, 1-16; more than one only while a
                              long path would limit one [default: 4]
-  --host-header VALUE        What the local service sees as Host: a name, or "rewrite" for its own
+  --host-header VALUE        What the local service sees as Host, and as Origin of its own pages: a name,
+                             or "rewrite" for its own
+  --forwarded-host SWITCH    Whether the local service is told its public address, by X-Forwarded-Host,
+                             X-Forwarded-Proto and X-Forwarded-Port: on or off [default: on]
+  --rewrite-links SWITCH     Whether redirects and cookie domains that name the local service become
+                             public: on or off; on with --host-header if absent
   --server URL               Server to use: https://HOST[:PORT], http://HOST[:PORT] (not encrypted)
                              or HOST[:PORT] (https, port 5554); default: https://tinytun.com:5554
   --ca FILE                  Trust the certificates in this PEM file instead of the system's

@@ -20,6 +20,7 @@ from .errors import NameTakenError, RefusedError, TryLaterError
 from .names import random_id
 from .rights import ANYTHING, Rights
 from .wire.handshake import Kind, is_subdomain
+from .wire.rewriting import Rewriting, rewriting_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,8 @@ class Tunnel:
     host_header: str | None = None
     #: What else its client asked of the server's edge; None for nothing.
     options: Options | None = None
+    #: What follows from them for requests and answers; None if nothing does.
+    rewriting: Rewriting | None = None
     #: The opener's address, ``ip:port``.
     remote: str = ""
     #: What it counts for among all that one address may have (the server's Sources); blank for nothing.
@@ -99,6 +102,11 @@ class Tunnel:
     def written_bytes(self) -> int:
         """Bytes from its visitors to the tunnel, up to now."""
         return self._past_written + sum(session.data_sent for session in self.sessions)
+
+    def ask(self, host_header: str | None, options: Options | None) -> None:
+        """Its client asks for these, and for nothing that it asked for before."""
+        self.host_header, self.options = host_header, options
+        self.rewriting = rewriting_of(options, self.url)
 
     def part(self, session: Session) -> None:
         """Keeps the counters of a session that leaves ``sessions``."""
@@ -188,7 +196,7 @@ class Registry:
         elif not self._is_owner(tunnel, opener, resume):
             raise NameTakenError(f"{'Subdomain' if kind is Kind.HTTP else 'Port'} not available")
         tunnel.kind, tunnel.remote = kind, remote
-        tunnel.host_header, tunnel.options = host_header, options
+        tunnel.ask(host_header, options)
         tunnel.opener, tunnel.resumable = opener, resume is not None
         tunnel.key = random_id()
         tunnel.promised += 1
@@ -331,7 +339,7 @@ class Registry:
             return None
         tunnel = self._new(record.kind, record.name, record.id)
         tunnel.opener, tunnel.resumable = record.opener, record.resumable
-        tunnel.host_header, tunnel.options = record.host_header, record.options
+        tunnel.ask(record.host_header, record.options)
         tunnel.source = record.source
         self.lease(tunnel, now, at_least)
         return tunnel

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from ..errors import UsageError
 from ..wire.handshake import Kind, is_host, is_subdomain
+from ..wire.origin import parse_origin
 from .address import bracketed, is_address, split_host_port
 from .credentials import PLAIN, choose_token, must_hide
 from .proxies import Proxy, choose_proxy
@@ -97,6 +98,8 @@ def make_config(
     concurrency: int | str = DEFAULT_CONCURRENCY,
     sessions: int | str = DEFAULT_SESSIONS,
     host_header: str | None = None,
+    forwarded_host: bool | str = "on",
+    rewrite_links: bool | str | None = None,
     ca: str | os.PathLike[str] | None = None,
     insecure: bool = False,
     token: str | None = None,
@@ -111,7 +114,8 @@ def make_config(
     ``server`` None means `SERVER_VARIABLE`, then `DEFAULT_SERVER`; ``proxy`` None means what
     ``HTTPS_PROXY`` and ``NO_PROXY`` say, an empty one none at all; ``token`` None what ``token_file`` has,
     then ``TINYTUN_TOKEN``, then what `tinytun login` has kept for the server. Raises UsageError, which names
-    the flag or variable, the value and what is allowed.
+    the flag or variable, the value and what is allowed. ``rewrite_links`` None means on if there is a
+    ``host_header``.
     """
     kind = _check_kind(kind)
     http = kind is Kind.HTTP
@@ -119,7 +123,10 @@ def make_config(
         raise UsageError("--port is for tcp tunnels")
     if not http and (subdomain is not None or host_header is not None):
         raise UsageError("--subdomain and --host-header are for http tunnels")
+    if not http and (rewrite_links is not None or not _check_switch("--forwarded-host", forwarded_host)):
+        raise UsageError("--forwarded-host and --rewrite-links are for http tunnels")
     parsed_target = parse_target(str(target), _check_verify(verify_target))
+    chosen_host = _check_host_header(host_header, parsed_target)
     address = server_address(server, environ)
     chosen_proxy = choose_proxy(address.host, address.port, proxy, environ)
     chosen_token = choose_token(token, token_file, address.authority, environ)
@@ -133,7 +140,13 @@ def make_config(
         port=_check_tcp_port(port),
         concurrency=_check_number("--concurrency", concurrency, range(1, MAX_CONCURRENCY + 1)),
         sessions=_check_number("--sessions", sessions, range(1, MAX_SESSIONS + 1)),
-        host_header=_check_host_header(host_header, parsed_target),
+        host_header=chosen_host,
+        options=_options(
+            f"{parsed_target.scheme}://{chosen_host or parsed_target.host_header}",
+            requests=chosen_host is not None,
+            links=_check_links(rewrite_links, usual=chosen_host is not None),
+            forwarded_host=_check_switch("--forwarded-host", forwarded_host),
+        ),
         ca=_check_ca(ca),
         insecure=insecure,
         proxy=chosen_proxy,
@@ -154,6 +167,8 @@ def config_from_arguments(arguments: Mapping[str, Any], environ: Mapping[str, st
         concurrency=arguments["--concurrency"],
         sessions=arguments["--sessions"],
         host_header=arguments["--host-header"],
+        forwarded_host=arguments["--forwarded-host"],
+        rewrite_links=arguments["--rewrite-links"],
         ca=arguments["--ca"],
         insecure=arguments["--insecure"],
         token=arguments["--token"],
@@ -266,6 +281,30 @@ def _check_host_header(value: str | None, target: Target) -> str | None:
     if not is_host(value):
         raise UsageError(f"--host-header {value!r}: allowed: HOST[:PORT] or rewrite")
     return value
+
+
+def _check_switch(flag: str, value: bool | str) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value.lower() not in ("on", "off"):
+        raise UsageError(f"{flag} {value!r}: allowed: on, off")
+    return value.lower() == "on"
+
+
+def _check_links(value: bool | str | None, *, usual: bool) -> bool:
+    return usual if value is None else _check_switch("--rewrite-links", value)
+
+
+def _options(origin: str, *, requests: bool, links: bool, forwarded_host: bool) -> Options | None:
+    """What the server's edge is asked for; None for nothing, so that no server has to know of it."""
+    if not requests and not links and forwarded_host:
+        return None
+    from ..wire.options import Options, Rewrite  # msgspec: most tunnels never need it
+
+    if parse_origin(origin.encode()) is None:
+        raise UsageError(f"{origin!r} is no origin that a web page can have: see --host-header")
+    rewrite = Rewrite(origin, requests, links) if requests or links else None
+    return Options(rewrite=rewrite, forwarded_host=forwarded_host)
 
 
 def _check_ca(value: str | os.PathLike[str] | None) -> str | None:

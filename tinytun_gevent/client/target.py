@@ -45,7 +45,13 @@ class Target:
         if self.path:
             return "localhost"
         default = 443 if self.tls else 80
-        return bracketed(self.host) + ("" if self.port == default else f":{self.port}")
+        host = bracketed(self.host.partition("%")[0])  # a zone means nothing to others (RFC 6874 §1)
+        return host + ("" if self.port == default else f":{self.port}")
+
+    @property
+    def scheme(self) -> str:
+        """``http`` or ``https``."""
+        return "https" if self.tls else "http"
 
 
 def parse_target(text: str, verify: Verify = "auto") -> Target:

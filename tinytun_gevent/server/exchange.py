@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tinytun_gevent.server.edge import Visitor
     from tinytun_gevent.server.usage import TunnelBudget
     from tinytun_gevent.stream import Upstream
+    from tinytun_gevent.wire.rewriting import Links
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Exchange:
         "budget",
         "close",
         "failure",
+        "links",
         "losses",
         "over",
         "pooled",
@@ -94,6 +96,8 @@ class Exchange:
         #: Bytes of the response's body so far.
         self.response_bytes = 0
         self.upgraded = False
+        #: What makes the links in the answer public; None if they stay as they are.
+        self.links: Links | None = None
         #: Whether the visitor's connection ends with this exchange.
         self.close = not request.keep_alive or request.minor == 0
         self.over = False
@@ -210,6 +214,8 @@ class Exchange:
             response = http1.parse_response_head(
                 bytes(head[:end]), self.request.method, bool(self.request.upgrade), limits
             )
+            if self.links is not None:
+                response.fields = self.links.fields(response.fields)
             if response.status >= 200:
                 self._begin(response, view, credit)
                 return

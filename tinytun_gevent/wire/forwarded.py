@@ -37,9 +37,13 @@ class Forwarding:
     proto: str = "http"
     host: bytes = b""
     """The host that he asked for; blank: what his request says."""
+    tells_origin: bool = True
+    """Whether the service is told the public scheme, host and port: those of one make sense together only."""
 
     def lines(self, host_field: bytes) -> bytes:
-        """Return the four field lines; ``host_field`` is used where ``host`` is blank."""
+        """Return the field lines; ``host_field`` is used where ``host`` is blank."""
+        if not self.tells_origin:
+            return b"X-Forwarded-For: %b\r\n" % self.client.encode()
         return _LINES % (
             self.client.encode(),
             self.proto.encode(),

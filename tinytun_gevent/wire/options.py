@@ -51,7 +51,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     rewrite: Rewrite | None = None
     forwarded_host: bool = True
-    """Whether the local service is told the public host, by ``X-Forwarded-Host``."""
+    """Whether the service is told its public address, by ``X-Forwarded-Host``, ``-Proto`` and ``-Port``."""
     reset_codes: bool = False
     """Whether the client knows the error codes of RST_STREAM that are our own."""
 
