@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinytun_gevent.server.pace import Pace
+from tinytun_gevent.server import pace as pace_module
+from tinytun_gevent.server.pace import SENDING_GRACE, Pace, Pause, Sending
 
 
 def ends_at(pace: Pace, rate: float, seconds: int, waiting: bool = True) -> int:
@@ -47,6 +48,56 @@ def test_progress_gives_time_back() -> None:
     assert not pace.look(19.5, 500, True)  # 5 s more
     assert not pace.look(24.9, 500, True)
     assert pace.look(26.0, 500, True)
+
+
+def test_what_was_overdue_for_an_hour_is_made_good_by_a_fast_second() -> None:
+    pace = Pace(100, 20, 0.0)
+    assert [pace.look(float(second), 0, True) for second in (0, 3600)] == [False, True]
+    assert pace.look(3601.0, 99, True)
+    assert not pace.look(3602.0, 300, True)
+
+
+def test_a_pause_is_as_long_as_nothing_comes_from_who_is_waited_for() -> None:
+    pause = Pause(60, 0.0)
+    assert not pause.look(60.0, 0, True)
+    assert pause.look(60.1, 0, True)
+    assert not pause.look(61.0, 1, True)  # a byte
+    assert not pause.look(121.0, 1, True)
+    assert not pause.look(122.0, 1, False)  # the service does not read
+    assert not pause.look(182.0, 1, True)
+    assert pause.look(182.1, 1, True)
+
+
+def test_a_slow_body_gives_way_only_to_those_who_wait() -> None:
+    """As `curl -T -` sends it: a line every eight seconds."""
+    sending, wanted = Sending(240, 0.0), False
+    for second in range(1, 1000):
+        assert not sending.look(float(second), second // 8 * 20, True, lambda: wanted)
+    wanted = True
+    assert sending.look(1000.0, 1000 // 8 * 20, True, lambda: wanted)
+
+
+def test_a_body_that_comes_fast_enough_gives_way_to_nobody() -> None:
+    sending = Sending(240, 0.0)
+    for second in range(1, 1000):
+        assert not sending.look(float(second), second * 240, True, lambda: True)
+
+
+def test_a_body_that_pauses_for_too_long_is_given_up_in_any_case() -> None:
+    sending, over = Sending(240, 0.0), 0
+    while not sending.look(float(over), 0, True, lambda: False):
+        over += 1
+    assert over == int(pace_module.BODY_PAUSE) + 1
+
+
+def test_whoever_waits_for_a_place_is_asked_about_only_when_it_matters() -> None:
+    asked: list[int] = []
+    sending = Sending(240, 0.0)
+    for second in range(1, int(SENDING_GRACE) + 2):
+        sending.look(float(second), 0, True, lambda second=second: bool(asked.append(second)))  # type: ignore[misc]
+    assert asked == []
+    sending.look(SENDING_GRACE + 2, 0, True, lambda: bool(asked.append(0)))
+    assert asked == [0]
 
 
 def test_what_passed_before_is_no_progress() -> None:

@@ -51,13 +51,11 @@ def has_come(sock: socket.socket) -> bool:
     return bool(select.select([sock], [], [], 0)[0])
 
 
-@pytest.mark.parametrize("piece", [b"", b"x"], ids=["stalled", "dripping"])
-def test_a_body_that_comes_too_slowly_is_408(
+def test_a_body_that_pauses_for_too_long_is_408(
     fast_clock: FastClock,
     start_server: StartServer,
     start_service: StartService,
     open_tunnel: OpenTunnel,
-    piece: bytes,
 ) -> None:
     server = start_server()
     service = start_service(lambda peer: peer.read_head() and peer.wait_end())
@@ -67,16 +65,36 @@ def test_a_body_that_comes_too_slowly_is_408(
         wait_accepted(server)
         seconds = 0
         while not has_come(sock):
-            sock.sendall(piece)
             fast_clock.forward(1)
             seconds += 1
         response = read_response(sock)
         assert (response.status, response.get(b"connection")) == (408, b"close")
         assert sock.recv(1) == b""
-    assert seconds <= 4 * pace.SENDING_GRACE
+    assert 2 * pace.SENDING_GRACE < seconds <= pace.BODY_PAUSE + 2  # and the time that it took
     assert service.wait_peer().ended.wait(60), "the service was not told"
     front = next(front for front in server.core.fronts if isinstance(front, Edge))
     eventually(lambda: not server.core.busy and not front.visitors)
+
+
+def test_a_slow_body_gives_its_place_to_whoever_waits_for_it(
+    fast_clock: FastClock, start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    """And only then: as `curl -T -` with a line now and then."""
+    server = start_server()
+    service = start_service(answering(lambda got: respond(got.target)))
+    open_tunnel(service, server=server, concurrency=2)
+    with connect(server.proxy_port) as slow, connect(server.proxy_port) as fast:
+        for sock in (slow, fast):
+            sock.sendall(upload() + b"x" * 1000)
+        eventually(lambda: len(service.peers) == 2)
+        for _ in range(int(2 * pace.BODY_PAUSE)):
+            slow.sendall(b"x")
+            fast.sendall(b"x" * 500)  # twice as much as is asked for
+            fast_clock.forward(1)
+        assert not has_come(slow)
+        assert get(server.proxy_port, "demo", "/waited").body == b"/waited"
+        assert read_response(slow).status == 408
+        assert not has_come(fast)
 
 
 @pytest.mark.parametrize("rate", [2, 0], ids=["fast enough", "no limit"])

@@ -146,9 +146,9 @@ Options:
   --head-field-bytes N            longest field of a request head, in bytes (431 beyond it) (default: 16384)
   --head-fields N                 most fields in a request head (default: 100)
   --head-timeout SECONDS          seconds for a whole request head (408 after it) (default: 10)
-  --min-body-rate N               bytes a second of a request's body at least (408 after 20 s below it), and
-                                  of an answer that the visitor is to take (cut off after 300 s); 0: no limit
-                                  (default: 240)
+  --min-body-rate N               bytes a second of a request's body: after 20 s below it, it gives way to a
+                                  visitor that waits (408, as after a pause of 60 s in any case); and of an
+                                  answer that is to be taken (cut off after 300 s); 0: no limit (default: 240)
   --answer-head-bytes N           longest response head, in bytes (502 beyond it) (default: 65536)
   --answer-head-fields N          most fields in a response head (default: 200)
   --interim-answers N             most 1xx responses to one request (default: 64)

@@ -177,8 +177,9 @@ class ServerConfig:
     min_body_rate: int = _count(
         "MIN_BODY_RATE",
         "240",
-        "bytes a second of a request's body at least (408 after 20 s below it), and of an answer that the "
-        "visitor is to take (cut off after 300 s); 0: no limit",
+        "bytes a second of a request's body: after 20 s below it, it gives way to a visitor that waits (408, "
+        "as after a pause of 60 s in any case); and of an answer that is to be taken (cut off after 300 s); "
+        "0: no limit",
         low=0,
     )
     answer_head_bytes: int = _count(

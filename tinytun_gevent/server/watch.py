@@ -11,7 +11,7 @@ from tinytun_gevent.relay import SocketSink
 from tinytun_gevent.server import pace
 from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.leaving import HalfClosed
-from tinytun_gevent.server.pace import Pace
+from tinytun_gevent.server.pace import Pace, Sending
 from tinytun_gevent.server.pages import Failure
 from tinytun_gevent.stream import Stream
 
@@ -70,7 +70,7 @@ class Watch:
         #: The exchange that is timed.
         self._exchange: Exchange | None = None
         #: How patient we still are with the body under way, and with the visitor as a reader.
-        self._sending: Pace | None = None
+        self._sending: Sending | None = None
         self._reading = Reading(config.min_body_rate)
         #: How long the visitor, who has half-closed, still keeps its place.
         self._half_closed: HalfClosed | None = None
@@ -145,8 +145,11 @@ class Watch:
             return False
         if self._sending is None or self._exchange is not exchange:
             self._notice(exchange)
-            self._sending = Pace(rate, pace.SENDING_GRACE, now, exchange.body_bytes)
-        return self._sending.look(now, exchange.body_bytes, self._visitor.end.awaited)
+            self._sending = Sending(rate, now, exchange.body_bytes)
+        visitor = self._visitor
+        return self._sending.look(
+            now, exchange.body_bytes, visitor.end.awaited, lambda: visitor.forwarder.others_wait(now)
+        )
 
     def _takes_too_little(self, now: float) -> bool:
         """Whether patience is over with a visitor for whom bytes wait; once upgraded, any pace will do."""
