@@ -58,7 +58,7 @@ def reference(data: bytes, lenient: bool) -> tuple[bytes, int] | None:
     position = 0
     while True:
         line = (LENIENT if lenient else STRICT).match(data, position)
-        if line is None or int(line[1], 16) >= 2**63:
+        if line is None or int(line[1], 16) >= 2**31:
             return None
         position = line.end()
         size = int(line[1], 16)
@@ -235,20 +235,94 @@ def test_what_responses_may_and_requests_may_not(data: bytes, strict: bool) -> N
         assert caught.value.status == 400
 
 
+# -- what passes ----------------------------------------------------------------------------------
+
+
+def strictly(data: bytes) -> tuple[bytes, bytes]:
+    """The content and the trailer lines of a chunked body that is written as it should be, byte by byte."""
+    content = b""
+    while True:
+        line, data = data.split(b"\r\n", 1)
+        assert re.fullmatch(rb"0|[1-9A-Fa-f][0-9A-Fa-f]*", line), line
+        size = int(line, 16)
+        assert size < 2**31
+        if not size:
+            assert data.endswith(b"\r\n")
+            return content, data[:-2]
+        assert data[size : size + 2] == b"\r\n"
+        content, data = content + data[:size], data[size + 2 :]
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(BODIES, st.binary(max_size=20), CUTS, st.booleans())
+def test_what_passes_is_written_anew_with_the_same_content_however_it_arrives(
+    data: bytes, behind: bytes, at: list[int], response: bool
+) -> None:
+    expected = reference(data, response)
+    assert expected is not None
+    taken, passed = pass_all(ChunkedBody(response), cut(data + behind, at))
+    assert taken == len(data)
+    assert len(passed) <= len(data)
+    assert strictly(passed)[0] == expected[0]
+    assert pass_all(ChunkedBody(response), [data]) == (taken, passed)
+    assert pass_all(ChunkedBody(response), [data[i : i + 1] for i in range(len(data))]) == (taken, passed)
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(BODIES, st.binary(max_size=20), CUTS)
+def test_of_a_plain_one_only_the_content_passes(data: bytes, behind: bytes, at: list[int]) -> None:
+    expected = reference(data, lenient=True)
+    assert expected is not None
+    assert pass_all(ChunkedBody(True, plain=True), cut(data + behind, at)) == (len(data), expected[0])
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(BODIES, CUTS, st.integers(1, 5), st.booleans())
+def test_feeding_in_turns_changes_nothing(data: bytes, at: list[int], lines: int, plain: bool) -> None:
+    body, passed = ChunkedBody(True, plain=plain), b""
+    for piece in cut(data, at):
+        while piece:
+            taken = body.feed(piece, lines)
+            passed += taken_of(body, piece, taken)
+            piece = piece[taken:]
+    assert body.done
+    assert pass_all(ChunkedBody(True, plain=plain), [data]) == (len(data), passed)
+
+
+@pytest.mark.parametrize(
+    ("data", "passed"),
+    [
+        (b"05\r\nhello\r\n00;a=b\r\n\r\n", b"5\r\nhello\r\n0\r\n\r\n"),
+        (b'5;a="0\\"0"\r\nhello\r\n000A ; b\r\n0123456789\r\n', b"5\r\nhello\r\nA\r\n0123456789\r\n"),
+        (b"5;a", b""),
+        (b"5\r\nhello\r\n5", b"5\r\nhello\r\n"),
+        (b"5\r\nhello\r", b"5\r\nhello\r"),
+        (b"5\r\nhel", b"5\r\nhel"),
+        (b"0\r\n", b"0\r\n"),
+    ],
+)
+def test_lines_are_held_back_until_they_are_whole_and_data_is_not(data: bytes, passed: bytes) -> None:
+    for pieces in ([data], [data[i : i + 1] for i in range(len(data))]):
+        assert pass_all(ChunkedBody(), pieces) == (len(data), passed)
+
+
+def test_small_parts_are_joined_so_that_the_pieces_are_few() -> None:
+    body = ChunkedBody()
+    assert body.feed(b"01;a\r\nx\r\n" * 10_000) == 90_000
+    assert body.rewritten is not None
+    assert len(body.rewritten) == 1
+
+
 # -- trailers --------------------------------------------------------------------------------------
 
 WITHHELD = frozenset({b"content-length", b"x-hop"})
 
 
 @settings(deadline=None)  # a busy machine is no failure
-@given(BODIES, st.binary(max_size=20), CUTS)
-def test_a_request_s_trailers_do_not_pass(data: bytes, behind: bytes, at: list[int]) -> None:
-    expected = reference(data, lenient=False)
-    assert expected is not None
-    taken, passed = pass_all(ChunkedBody(), cut(data + behind, at))
-    assert taken == len(data)
-    assert reference(passed, lenient=False) == (expected[0], len(passed))
-    assert not TRAILER.search(passed, passed.rindex(b"\r\n", 0, -2))
+@given(BODIES, CUTS)
+def test_a_request_s_trailers_do_not_pass(data: bytes, at: list[int]) -> None:
+    _, passed = pass_all(ChunkedBody(), cut(data, at))
+    assert strictly(passed)[1] == b""
 
 
 @settings(deadline=None)  # a busy machine is no failure
@@ -273,13 +347,13 @@ def test_what_may_pass_as_it_came_is_not_copied(data: bytes) -> None:
 
 def test_long_parts_of_what_is_rewritten_are_not_copied() -> None:
     body = ChunkedBody()
-    view = memoryview(b"%x\r\n" % (3 * module.WHOLE) + b"x" * (3 * module.WHOLE) + b"\r\n0\r\nX: y\r\n\r\n")
+    view = memoryview(b"0%x\r\n" % (3 * module.WHOLE) + b"x" * (3 * module.WHOLE) + b"\r\n0\r\nX: y\r\n\r\n")
     body.feed(view)
     assert body.rewritten is not None
-    first, rest = body.rewritten
-    assert isinstance(first, memoryview)
-    assert first.obj is view.obj
-    assert rest == b"\r\n"
+    line, data, rest = body.rewritten
+    assert isinstance(data, memoryview)
+    assert data.obj is view.obj
+    assert (line, rest) == (b"%x\r\n" % (3 * module.WHOLE), b"0\r\n\r\n")
 
 
 def test_errors_of_responses_are_the_services_fault() -> None:
@@ -305,15 +379,25 @@ def test_truncated_chunked_body(have: int) -> None:
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize(
-    "size", [b"7fffffffffffffff", b"7FFFFFFFFFFFFFFF", b"0fffffffffffffff", b"fffffffffffffff"]
-)
+@pytest.mark.parametrize("size", [b"7fffffff", b"7FFFFFFF", b"000000007fffffff", b"0fffffff", b"fffffff"])
 def test_largest_chunk_sizes(size: bytes) -> None:
     body = ChunkedBody()
     body.feed(b"0001\r\nx\r\n")
     body.feed(size + b"\r\n")
     assert body.feed(b"x" * 1000) == 1000
     assert not body.done
+
+
+@pytest.mark.parametrize("size", [b"80000000", b"FFFFFFFF", b"0000000080000000", b"100000005", b"7" * 16])
+@pytest.mark.parametrize("response", [False, True])
+def test_a_size_that_32_bits_cannot_count_is_refused_at_its_last_digit(size: bytes, response: bool) -> None:
+    """A service that does would read the 5 of 0x100000005, and what follows as another message."""
+    for before in (b"", b"1\r\nx\r\n", b"1\r\nx"):
+        for line in (size, size + b"\r\n", size + b";a\r\nx"):
+            body = ChunkedBody(response)
+            body.feed(before)
+            with pytest.raises(MessageError):
+                body.feed(b"\r\n" * (before[-1:] == b"x") + line)
 
 
 def test_overlong_size_is_noticed_at_its_first_digit_too_many() -> None:
@@ -351,5 +435,4 @@ def test_every_byte_is_looked_at_once_however_it_arrives() -> None:
         body = ChunkedBody()
         body._table = CountingTable(body._table)
         assert feed_all(body, pieces) == len(data)
-        fewest = len(data) - len(b"hello") - len(b"\r\n0\r\n")
-        assert fewest <= CountingTable.asked <= len(data) - len(b"hello")
+        assert 16_000 <= CountingTable.asked <= len(data) - len(b"hello")

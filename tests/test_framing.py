@@ -30,7 +30,7 @@ from tinytun_gevent.server.edge import Edge
 
 REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ (/[\x21-\x7e]*|\*) HTTP/1\.[01]")
 FIELD_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+: ?[\t\x20-\x7e\x80-\xff]*")
-CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})([ \t]*;[^\r\n\0]*[^ \t\r\n\0])?\r\n")
+CHUNK_LINE = re.compile(rb"(0|[1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
 
 
 # -- the world -------------------------------------------------------------------------------------
@@ -227,7 +227,6 @@ def test_a_body_that_breaks_late_is_cut_off(world: World, name: str, data: bytes
     assert statuses == [status] or (statuses == [] and was_reset)
     (got,) = world.got(world.demo)
     assert check_forwarded(got) == 0
-    assert got.endswith(b"\r\n\r\n" + data[head : head + len(got) - got.index(b"\r\n\r\n") - 4])
     assert world.got(world.other) == []
     assert b"/smuggled" not in got
     world.canaries()

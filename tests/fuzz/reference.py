@@ -62,6 +62,9 @@ def framing(fields: Fields) -> int | None:
         return int(lengths[0])
     return None
 
+BARE_LINE = re.compile(rb"(0|[1-9A-Fa-f][0-9A-Fa-f]{0,7})()()\r\n")
+"""A chunk's line as we write it."""
+
 
 class Chunked(NamedTuple):
     """A whole chunked body: where it ends, what is in it, and the lines of its trailer fields."""
@@ -71,11 +74,11 @@ class Chunked(NamedTuple):
     trailers: list[bytes]
 
 
-def chunked(data: bytes, lenient: bool) -> Chunked | None:
+def chunked(data: bytes, lenient: bool, lines: re.Pattern[bytes] = CHUNK_LINE) -> Chunked | None:
     """The chunked body at the start of ``data``; None if it is cut short, AssertionError if it is none."""
     at, content, trailers = 0, b"", []
     while True:
-        line = CHUNK_LINE.match(data, at)
+        line = lines.match(data, at)
         if line is None:
             assert b"\r\n" not in data[at:], f"chunk line {data[at : at + 40]!r}"
             return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Final
 
 import gevent
 
@@ -15,10 +14,7 @@ from tinytun_gevent.server.pages import Failure
 from tinytun_gevent.sockets import End
 from tinytun_gevent.stream import Upstream
 from tinytun_gevent.wire.body import ChunkedBody, LengthBody, taken_of
-
-LINES_AT_ONCE: Final = 2048
-"""Lines of a chunked body that are looked at before others have a turn, some milliseconds' work: one
-read may hold tens of thousands of chunks of one byte."""
+from tinytun_gevent.wire.chunked import LINES_AT_ONCE
 
 
 def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End, buffer: bytearray) -> None:

@@ -2,16 +2,33 @@
 
 The scanner is strict: whatever two implementations might read differently is an error, and no byte
 that breaks a rule is ever passed on or counted as taken, not even in a line that is still incomplete.
-Chunk data is never copied; a body whose lines are as they should be passes as the bytes that came.
+A chunk's line that has an extension, leading zeros or blanks, or that came in parts, is held back until
+it is whole and written as the bare size. All others, and nearly all bodies, pass as the bytes that came.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import Final
 
 from tinytun_gevent.errors import MessageError
+from tinytun_gevent.wire.chunk_grammar import (
+    BAD,
+    BARE_LINE,
+    DATA_CR,
+    FIELD,
+    GAP,
+    LENIENT_LINE,
+    LENIENT_TABLE,
+    LINE,
+    LINE_LF,
+    MAX_CHUNK,
+    OVERLONG_SIZE,
+    SIZE_FIRST,
+    STRICT_LINE,
+    STRICT_TABLE,
+    TRAILER_FIRST,
+)
 
 Bytes = bytes | bytearray | memoryview
 
@@ -21,103 +38,16 @@ MAX_TRAILER: Final = 16 * 1024
 """Bytes of a trailer section: what a request head may have."""
 MAX_TRAILER_FIELDS: Final = 100
 
+LINES_AT_ONCE: Final = 1024
+"""Lines that are looked at before others have a turn, some milliseconds' work: one read may hold tens of
+thousands of chunks of one byte. In ordinary traffic it holds some dozens."""
+
+SEGMENT: Final = 256
+"""Bytes of an incomplete line that are looked at in one go, a few times what is usual."""
+
 WHOLE: Final = 16 * 1024
 """Bytes from which a part of a rewritten body is a piece of its own; shorter ones are joined by copying,
 so that very many small chunks do not become as many pieces."""
-
-# A line is read byte by byte through a table: state and byte give the next state.
-(
-    _BAD,  # a byte that no rule mentions
-    _LINE,  # entered with the LF of a chunk line
-    _FIELD,  # … of a trailer field
-    _END,  # … of the empty line behind the trailer fields
-    _GAP,  # … behind a chunk's data
-    _DATA_CR,  # the line end behind a chunk's data
-    _DATA_LF,
-    _SIZE_FIRST,
-    _SIZE,
-    _SIZE_BLANK,
-    _NAME_FIRST,  # of a chunk extension, as are the following
-    _NAME,
-    _NAME_BLANK,
-    _VALUE_FIRST,
-    _VALUE,
-    _QUOTED,
-    _QUOTED_PAIR,
-    _QUOTED_END,
-    _VALUE_BLANK,
-    _LINE_LF,
-    _TRAILER_FIRST,
-    _TRAILER_NAME,
-    _TRAILER_VALUE,
-    _TRAILER_LF,
-    _END_LF,
-) = range(25)
-
-_HEX: Final = b"0123456789abcdefABCDEF"
-_BLANK: Final = b" \t"
-_TOKEN: Final = b"!#$%&'*+-.^_`|~" + bytes((*range(48, 58), *range(65, 91), *range(97, 123)))
-_TEXT: Final = bytes((9, *range(32, 127), *range(128, 256)))  # HTAB, SP, VCHAR, obs-text
-_QUOTED_TEXT: Final = _TEXT.translate(None, b'"\\')
-
-_RULES: Final[dict[int, dict[bytes, int]]] = {
-    # chunk-data CRLF
-    _DATA_CR: {b"\r": _DATA_LF},
-    _DATA_LF: {b"\n": _GAP},
-    # chunk-size *( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] ) CRLF
-    _SIZE_FIRST: {_HEX: _SIZE},
-    _SIZE: {_HEX: _SIZE, _BLANK: _SIZE_BLANK, b";": _NAME_FIRST, b"\r": _LINE_LF},
-    _SIZE_BLANK: {_BLANK: _SIZE_BLANK, b";": _NAME_FIRST},
-    _NAME_FIRST: {_BLANK: _NAME_FIRST, _TOKEN: _NAME},
-    _NAME: {
-        _TOKEN: _NAME,
-        _BLANK: _NAME_BLANK,
-        b"=": _VALUE_FIRST,
-        b";": _NAME_FIRST,
-        b"\r": _LINE_LF,
-    },
-    _NAME_BLANK: {_BLANK: _NAME_BLANK, b"=": _VALUE_FIRST, b";": _NAME_FIRST},
-    _VALUE_FIRST: {_BLANK: _VALUE_FIRST, _TOKEN: _VALUE, b'"': _QUOTED},
-    _VALUE: {_TOKEN: _VALUE, _BLANK: _VALUE_BLANK, b";": _NAME_FIRST, b"\r": _LINE_LF},
-    _QUOTED: {_QUOTED_TEXT: _QUOTED, b"\\": _QUOTED_PAIR, b'"': _QUOTED_END},
-    _QUOTED_PAIR: {_TEXT: _QUOTED},
-    _QUOTED_END: {_BLANK: _VALUE_BLANK, b";": _NAME_FIRST, b"\r": _LINE_LF},
-    _VALUE_BLANK: {_BLANK: _VALUE_BLANK, b";": _NAME_FIRST},
-    _LINE_LF: {b"\n": _LINE},
-    # *( name ":" value CRLF ) CRLF
-    _TRAILER_FIRST: {_TOKEN: _TRAILER_NAME, b"\r": _END_LF},
-    _TRAILER_NAME: {_TOKEN: _TRAILER_NAME, b":": _TRAILER_VALUE},
-    _TRAILER_VALUE: {_TEXT: _TRAILER_VALUE, b"\r": _TRAILER_LF},
-    _TRAILER_LF: {b"\n": _FIELD},
-    _END_LF: {b"\n": _END},
-}
-# Services that pad the size with blanks are common enough; on the way to one it stays an error.
-_LENIENT_RULES: Final = {
-    state: {**rules, b"\r": _LINE_LF} if state in (_SIZE_BLANK, _NAME_BLANK, _VALUE_BLANK) else rules
-    for state, rules in _RULES.items()
-}
-
-
-def _table(rules: dict[int, dict[bytes, int]]) -> tuple[bytes, ...]:
-    """Return, for each state, the next state for each of the 256 bytes."""
-    rows = [bytearray(256) for _ in range(_END_LF + 1)]
-    for state, transitions in rules.items():
-        for accepted, target in transitions.items():
-            for byte in accepted:
-                rows[state][byte] = target
-    return tuple(map(bytes, rows))
-
-
-_STRICT_TABLE: Final = _table(_RULES)
-_LENIENT_TABLE: Final = _table(_LENIENT_RULES)
-
-# The lines that practically every chunk has: whole, without extension, written as we would; the last
-# chunk's with the end of a trailer section that is empty.
-_PLAIN_LINE: Final = rb"(?:([1-9A-Fa-f][0-9A-Fa-f]{0,14})\r\n|0\r\n\r\n)"
-_PATTERNS: Final = {_SIZE_FIRST: re.compile(_PLAIN_LINE), _DATA_CR: re.compile(rb"\r\n" + _PLAIN_LINE)}
-# 17 digits, or 2**63 and more: what other implementations might cut off or wrap around.
-_OVERLONG_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{17}|[89A-Fa-f][0-9A-Fa-f]{15}")
-
 
 _NOTHING: Final = memoryview(b"")
 
@@ -129,12 +59,16 @@ class ChunkedBody:
     have status 502 instead of 400. Of their trailer fields those pass whose lower-case names are not in
     ``withheld``. A request's trailers do not pass (RFC 9110 §6.5.1 allows it): some services merge
     them into the head's fields, or keep them for the next request on the connection.
+
+    Of a ``plain`` one only the data passes: for visitors who do not know chunks (RFC 9112 §7.1).
     """
 
     __slots__ = (
         "_left",
         "_line",
+        "_lines",
         "_passed",
+        "_plain",
         "_response",
         "_state",
         "_table",
@@ -147,15 +81,19 @@ class ChunkedBody:
         "rewritten",
     )
 
-    def __init__(self, response: bool = False, withheld: frozenset[bytes] = frozenset()) -> None:
+    def __init__(
+        self, response: bool = False, withheld: frozenset[bytes] = frozenset(), *, plain: bool = False
+    ) -> None:
         self.done = False
         self.rewritten: list[Bytes] | None = None
         """What to forward for the bytes that the last :meth:`feed` took; None: these bytes as they are.
         Its parts of the view are good for as long as that is."""
         self._response = response
         self._withheld = withheld
-        self._table = _LENIENT_TABLE if response else _STRICT_TABLE
-        self._state = _SIZE_FIRST
+        self._plain = plain
+        self._table = LENIENT_TABLE if response else STRICT_TABLE
+        self._lines = LENIENT_LINE if response else STRICT_LINE
+        self._state = SIZE_FIRST
         self._left = 0  # bytes of the current chunk's data that are still to come
         self._line = bytearray()  # the current line as far as it has come, limited by its kind
         self._trailer = 0  # bytes of trailer lines before the current one
@@ -167,27 +105,33 @@ class ChunkedBody:
     def feed(self, view: Bytes, lines: int = sys.maxsize) -> int:
         """See ``Body``. Chunk data is skipped by arithmetic; lines are checked to the byte.
 
-        Behind so many ``lines`` it stops, for others to have a turn: feed the rest of the view next.
+        After so many ``lines`` it stops, for others to have a turn: feed the rest of the view next.
         """
         self._view, self._passed, self.rewritten = memoryview(view), 0, None
-        position = 0
-        end = len(view)
+        position, end = 0, len(view)
         try:
-            while position < end and not self.done:
-                if self._left:
-                    step = min(self._left, end - position)
-                    self._left -= step
-                    position += step
-                    continue
+            while not self.done:
+                if self._left >= end - position:
+                    self._left -= end - position
+                    position = end
+                    break
+                position += self._left
+                self._left = 0
                 if not lines:
                     break
                 lines -= 1
-                pattern = _PATTERNS.get(self._state)
-                if pattern is not None and (line := pattern.match(view, position)):
-                    position = line.end()
-                    self._begin_chunk(line[1])
+                bare = BARE_LINE.get(self._state)
+                if bare is None or not (line := bare.match(view, position)):
+                    position = self._feed_odd_line(position)
+                    continue
+                if self._plain:
+                    self._hold_back(position, line.end())
+                position = line.end()
+                if (size := line[1]) is None:
+                    self.done = True
                 else:
-                    position = self._feed_line(position)
+                    self._left = int(size, 16)
+                    self._state = DATA_CR
             if self.rewritten is not None:
                 self._write(self._view[self._passed : position])
         finally:
@@ -205,11 +149,21 @@ class ChunkedBody:
 
     # -- lines ----------------------------------------------------------------
 
+    def _feed_odd_line(self, position: int) -> int:
+        """Takes a line that cannot pass as it came, or a part of one; returns the position behind that."""
+        pattern = self._lines.get(self._state)
+        line = pattern.match(self._view, position) if pattern is not None else None
+        if line is None or len(line[0]) > MAX_CHUNK_LINE or int(line[1], 16) > MAX_CHUNK:
+            return self._feed_line(position)
+        self._hold_back(position if self._plain else line.start(1), line.end())
+        self._begin_chunk(line[1])
+        return line.end()
+
     def _feed_line(self, position: int) -> int:
-        """Take bytes of the current line, up to its end; return the position behind them."""
+        """Takes bytes of the current line, up to its end; returns the position behind them."""
         begun = self._state
-        room = MAX_TRAILER - self._trailer if begun >= _TRAILER_FIRST else MAX_CHUNK_LINE
-        segment = bytes(self._view[position : position + room - len(self._line)])
+        room = MAX_TRAILER - self._trailer if begun >= TRAILER_FIRST else MAX_CHUNK_LINE
+        segment = bytes(self._view[position : position + min(room - len(self._line), SEGMENT)])
         if not segment:
             raise self._error("a chunk line or the trailer section is too long")
         table = self._table
@@ -218,44 +172,44 @@ class ChunkedBody:
         for byte in segment:
             state = table[state][byte]
             taken += 1
-            if state <= _GAP:
+            if state <= GAP:
                 break
         self._line += segment[:taken]
         self._state = state
         self._check_line(begun)
-        if begun >= _TRAILER_FIRST:  # held back until the section is complete
-            self._replace(position, position + taken, b"")
-        if state <= _GAP:
+        if self._plain or begun >= SIZE_FIRST:  # the line end behind data may pass in parts
+            self._hold_back(position, position + taken)
+        if state <= GAP:
             self._end_line()
         return position + taken
 
     def _check_line(self, begun: int) -> None:
-        """Apply to the line, complete or not, what the table cannot express."""
-        if self._state == _BAD:
+        """Applies to the line, complete or not, what the table cannot express."""
+        if self._state == BAD:
             raise self._error("the chunked framing is malformed")
-        if begun <= _LINE_LF and _OVERLONG_SIZE.match(self._line):
+        if begun <= LINE_LF and OVERLONG_SIZE.match(self._line):
             raise self._error("a chunk size is too large")
 
     def _end_line(self) -> None:
-        """Act on a complete line."""
-        if self._state == _LINE:
-            self._begin_chunk(self._line.split(b";", 1)[0].strip())
-        elif self._state == _GAP:
-            self._state = _SIZE_FIRST
-        elif self._state == _FIELD:
+        """Acts on a complete line."""
+        if self._state == LINE:
+            self._begin_chunk(bytes(self._line.split(b";", 1)[0].strip()))
+        elif self._state == GAP:
+            self._state = SIZE_FIRST
+        elif self._state == FIELD:
             self._take_trailer(bytes(self._line))
         else:
-            self._write(b"".join([*self._trailers, b"\r\n"]))
+            if not self._plain:
+                self._write(b"".join([*self._trailers, b"\r\n"]))
             self.done = True
         self._line.clear()
 
-    def _begin_chunk(self, size: bytes | bytearray | None) -> None:
-        """Go on behind a chunk's line; ``size`` is None behind a last chunk without trailers."""
-        if size is None:
-            self.done = True
-            return
+    def _begin_chunk(self, size: bytes) -> None:
+        """Goes on behind a chunk's line, of which the digits of the size are written anew."""
         self._left = int(size, 16)
-        self._state = _DATA_CR if self._left else _TRAILER_FIRST
+        self._state = DATA_CR if self._left else TRAILER_FIRST
+        if not self._plain:
+            self._write((size.lstrip(b"0") or b"0") + b"\r\n")
 
     def _take_trailer(self, line: bytes) -> None:
         self._trailer += len(line)
@@ -264,25 +218,24 @@ class ChunkedBody:
             raise self._error(f"the trailer section has more than {MAX_TRAILER_FIELDS} fields")
         if self._response and line[: line.index(b":")].lower() not in self._withheld:
             self._trailers.append(line)
-        self._state = _TRAILER_FIRST
+        self._state = TRAILER_FIRST
 
     def _error(self, message: str) -> MessageError:
-        self._state = _BAD
+        self._state = BAD
         self._left = 0
         return MessageError(message, self._status)
 
     # -- what is written anew -------------------------------------------------
 
-    def _replace(self, begin: int, end: int, new: bytes) -> None:
-        """Forward ``new`` instead of the view's bytes from ``begin`` to ``end``."""
+    def _hold_back(self, begin: int, end: int) -> None:
+        """Leaves out the view's bytes from ``begin`` to ``end``: something may be written for them."""
         if self.rewritten is None:
             self.rewritten = []
         self._write(self._view[self._passed : begin])
-        self._write(new)
         self._passed = end
 
     def _write(self, part: bytes | memoryview) -> None:
-        """Add to the rewritten bytes, which exist: long parts as they are, short ones joined."""
+        """Adds to the rewritten bytes, which exist: long parts as they are, short ones joined."""
         pieces = self.rewritten
         assert pieces is not None
         if len(part) >= WHOLE:
