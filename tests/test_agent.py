@@ -984,6 +984,15 @@ def test_an_observer_is_not_fooled_by_bodies() -> None:
     assert seen == [Exchange("PUT", "/file", 201, 0.0)]
 
 
+def test_an_observer_understands_what_the_server_does() -> None:
+    seen: list[Exchange] = []
+    observer = Observer(seen.append, clock=lambda: 0.0)
+    for answer in (b"HTTP/1.1 100 X\n\nHTTP/1.1 103 X\r\n\nHTTP/1.1 999\n", b"HTTP/1.1 600\n\n"):
+        observer.to_service(b"GET /a HTTP/1.1\r\n")
+        observer.to_visitor(memoryview(answer))
+    assert [exchange.status for exchange in seen] == [999, 600]
+
+
 def test_an_observer_takes_no_time_over_hostile_bytes() -> None:
     observer = Observer(lambda _: None)
     start = time.thread_time()

@@ -40,6 +40,7 @@ from tinytun_gevent.wire.http1 import (
     head_end,
     parse_request_head,
     parse_response_head,
+    response_head_end,
     response_too_large,
     too_large,
 )
@@ -70,18 +71,17 @@ def read_response(
 ) -> tuple[list[ResponseHead], bytes]:
     """Read all heads up to the final one, and its body; return them and what follows."""
     heads: list[ResponseHead] = []
-    start = 0
     while not heads or heads[-1].status < 200:
-        end = head_end(data, start)
+        end = response_head_end(data)
         if end < 0:
-            assert len(data) - start > http1.RESPONSE.bytes, "the head is incomplete"
+            assert len(data) > http1.RESPONSE.bytes, "the head is incomplete"
             raise response_too_large()
-        heads.append(parse_response_head(data[start:end], method, upgrade_asked))
-        start = end
+        heads.append(parse_response_head(data[:end], method, upgrade_asked))
+        data = data[end:]
     body = body_of(heads[-1].length, response=True)
-    taken = body.feed(memoryview(data)[start:])
+    taken = body.feed(memoryview(data))
     body.eof()
-    return heads, data[start + taken :]
+    return heads, data[taken:]
 
 
 def names(fields: list[tuple[bytes, bytes]]) -> list[bytes]:
@@ -160,7 +160,7 @@ def test_head_end_finds_pipelined_heads_one_after_the_other() -> None:
     assert head_end(buffer, len(buffer)) == -1
 
 
-@pytest.mark.parametrize("data", [request(GET, b"X: a"), b"\r\n\r\n" + request(), b"\r\n" + response()])
+@pytest.mark.parametrize("data", [request(GET, b"X: a"), b"\r\n\r\n" + request(), b"\r\n" + request()])
 def test_head_end_gives_the_same_answer_byte_by_byte(data: bytes) -> None:
     for have in range(len(data)):
         assert head_end(data[:have], 0, max(0, have - 1)) == -1
@@ -176,6 +176,41 @@ def test_bare_line_feed_ends_the_wait_and_the_parser_refuses_it() -> None:
     with pytest.raises(MessageError) as caught:
         parse_request_head(data)
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])
+@pytest.mark.parametrize("blank", [b"\r\n", b"\n"])
+def test_a_response_head_ends_behind_its_first_empty_line(line_end: bytes, blank: bytes) -> None:
+    head = line_end.join([b"HTTP/1.1 200 OK", b"X: a", b"Content-Length: 9"]) + line_end + blank
+    for behind in (b"", b"x", b"\n", b"\r\n\r\n", b"\n\nHTTP/1.1 200 OK\r\n\r\n"):
+        for have in range(len(head + behind) + 1):
+            seen = bytearray((head + behind)[:have])
+            expected = len(head) if have >= len(head) else -1
+            assert response_head_end(seen) == expected
+            if have <= len(head):
+                assert response_head_end(seen, max(0, have - 1)) == expected
+    parsed = parse_response_head(head, b"GET", False)
+    assert (parsed.reason, parsed.fields, parsed.length) == (
+        *(b"OK", [(b"X", b"a"), (b"Content-Length", b"9")], 9),
+    )
+    assert b"\n" not in build_response_head(parsed, close=False, minor_visitor=1).replace(b"\r\n", b"")
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(
+    st.sampled_from([d for _, _, d, _ in VALID_RESPONSES if len(d) < 400]), st.integers(0, 2**20), st.data()
+)
+def test_a_bare_line_feed_means_what_crlf_does(data: bytes, bare: int, draw: st.DataObject) -> None:
+    lines = data[: response_head_end(data)].replace(b"\r\n", b"\n").split(b"\n")
+    at = draw.draw(st.integers(0, len(lines) - 2))
+    lines[at] = draw.draw(st.sampled_from([lines[at], b" " + lines[at], b"X", b"X: \r", b"X: a\0"]))
+    mixed = b"".join(line + (b"\n" if bare >> at & 1 else b"\r\n") for at, line in enumerate(lines[:-1]))
+    strict = or_error(parse_response_head, b"\r\n".join(lines[:-1]) + b"\r\n", b"GET", True)
+    read = or_error(parse_response_head, mixed, b"GET", True)
+    if isinstance(strict, MessageError):
+        assert isinstance(read, MessageError) or lines[at].endswith(b"\r")
+    else:
+        assert read == strict
 
 
 def test_leading_blank_lines_are_skipped_up_to_a_bound() -> None:
@@ -707,6 +742,7 @@ def test_mutated_request_is_refused_or_has_one_reading(data: bytes, draw: st.Dat
 def test_garbage_raises_nothing_else(data: bytes) -> None:
     for prefix in (b"", b"GET / HTTP/1.1\r\n", b"HTTP/1.1 200 OK\r\n"):
         head_end(prefix + data)
+        response_head_end(prefix + data)
         with pytest.raises(MessageError):
             parse_request_head(prefix + data + b"\r\n\r\n")
         answer = or_error(parse_response_head, prefix + data + b"\r\n\r\n", b"GET", True)
@@ -721,7 +757,7 @@ def test_mutated_response_is_refused_or_has_one_reading(
     method, data = case
     at = draw.draw(st.integers(0, len(data)))
     data = data[:at] + draw.draw(st.binary(max_size=3)) + data[at + draw.draw(st.integers(0, 3)) :]
-    head = or_error(parse_response_head, data[: head_end(data)], method, True)
+    head = or_error(parse_response_head, data[: response_head_end(data)], method, True)
     if isinstance(head, MessageError):
         assert head.status == 502
         return

@@ -12,7 +12,7 @@ REQUEST_LINE = re.compile(
 )
 RAW_REQUEST_LINE = re.compile(REQUEST_LINE.pattern.replace(rb"\x24-\x7e", rb"\x24-\x7e\x80-\xff"))
 """The same with raw UTF-8 in the target."""
-STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 FIELD_LINE = re.compile(rb"(%b):([\t\x20-\x7e\x80-\xff]*)" % TOKEN)
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::[0-9]*)?")
 CHUNK_LINE = re.compile(

@@ -41,6 +41,11 @@ TOKENS = (
         b"Upgrade: websocket\r\n",
         b"100 ",
         b"\x04",
+        b"\n\n",
+        b"\r\n\n",
+        b"\n\r\n",
+        b" 600 ",
+        b" 999\n",
     ),
 )
 
@@ -48,7 +53,8 @@ TOKENS = (
 def one(data: bytes) -> None:
     choice, data = (data[0], data[1:]) if data else (0, b"")
     method, asked, minor = _METHODS[choice & 3], bool(choice & 4), 0 if choice & 8 else 1
-    end = http1.head_end(data)
+    end = http1.response_head_end(data)
+    _check_end(data, end)
     if end < 0:
         return
     head, error = outcome(lambda: http1.parse_response_head(data[:end], method, asked), MessageError)
@@ -68,8 +74,22 @@ def one(data: bytes) -> None:
             _check_output(head, method, close, minor, built)
 
 
+def _lines(data: bytes) -> list[bytes]:
+    """The lines of a head, which end in CRLF or a bare LF."""
+    return [line.removesuffix(b"\r") for line in data.split(b"\n")]
+
+
+def _check_end(data: bytes, end: int) -> None:
+    """The head ends behind its first empty line, a leading one aside, even if the bytes come one by one."""
+    lines = _lines(data)
+    empty = next((at for at, line in enumerate(lines[1:-1], 1) if not line), -1)
+    assert end == (-1 if empty < 0 else sum(len(line) + 1 for line in data.split(b"\n")[: empty + 1]))
+    found = [http1.response_head_end(data[:size], max(0, size - 1)) for size in range(len(data) + 1)]
+    assert next((at for at in found if at >= 0), -1) == end
+
+
 def _check_input(data: bytes, method: bytes, asked: bool, head: ResponseHead) -> None:
-    line, fields = reference.head(data, reference.STATUS_LINE)
+    line, fields = reference.head(b"\r\n".join(_lines(data)), reference.STATUS_LINE)
     assert (head.minor, head.status) == (int(line[1]), int(line[2]))
     assert bool(head.upgrade) == (head.status == 101)
     assert head.status != 101 or asked

@@ -17,7 +17,8 @@ from ..stream import Stream
 from .text import clean
 
 _REQUEST = re.compile(rb"([A-Z][A-Z-]{0,19}) ([^\s?#]{1,1024}+)[^\s]*+(?: HTTP/1\.[01]\r\n|\Z)")
-_RESPONSE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])[ \r]")
+_RESPONSE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9][0-9])[ \r\n]")
+_HEAD_END = re.compile(rb"\n\r?\n")
 
 #: How far behind an interim response (1xx) the final one is looked for in the same chunk.
 _FAR = 8192
@@ -70,10 +71,10 @@ class Observer:
     def _look_for_answer(self, view: memoryview) -> None:
         match = _RESPONSE.match(view)
         while match is not None and match[1][:1] == b"1" and match[1] != b"101":
-            head_end = bytes(view[:_FAR]).find(b"\r\n\r\n")
-            if head_end < 0:
+            end = _HEAD_END.search(view, 0, _FAR)
+            if end is None:
                 return
-            view = view[head_end + 4 :]
+            view = view[end.end() :]
             match = _RESPONSE.match(view)
         if match is not None:
             self.answered(int(bytes(match[1])))

@@ -203,7 +203,7 @@ class Exchange:
             held = len(self._partial)
             head = self._partial
             head += view[: limits.bytes + 1 - held]
-            end = http1.head_end(head, 0, held)
+            end = http1.response_head_end(head, held)
             if end < 0:
                 if len(head) > limits.bytes:
                     raise http1.response_too_large(limits.bytes)

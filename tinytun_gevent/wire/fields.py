@@ -87,7 +87,7 @@ class _Collector:
 
 
 def head_end(buffer: bytes | bytearray, start: int = 0, searched: int = 0) -> int:
-    """Return the index just past the head that begins at ``start``, or -1 if it is incomplete.
+    """Return the index just past the request head that begins at ``start``, or -1 if it is incomplete.
 
     Empty lines in front of a request are part of the result (RFC 9112 section 2.2); the
     parser drops them. A line that ends in a bare LF also ends the head: it cannot become a
@@ -102,6 +102,19 @@ def head_end(buffer: bytes | bytearray, start: int = 0, searched: int = 0) -> in
     if buffer.count(b"\n", fresh) != buffer.count(b"\r\n", max(begin, fresh - 1)):
         return len(buffer)
     return -1
+
+
+def response_head_end(buffer: bytes | bytearray, searched: int = 0) -> int:
+    """Return the index just past the response head at the beginning, or -1 if it is incomplete.
+
+    Its lines end in CRLF or a bare LF (RFC 9112 section 2.2). ``searched`` is as for :func:`head_end`.
+    """
+    begin = max(0, searched - 2)
+    end = buffer.find(b"\n\r\n", begin)
+    bare = buffer.find(b"\n\n", begin) if end < 0 else buffer.find(b"\n\n", begin, end + 1)
+    if bare >= 0:
+        return bare + 2
+    return end + 3 if end >= 0 else -1
 
 
 def too_large(buffer: bytes | bytearray, limit: int = REQUEST.bytes) -> MessageError:

@@ -5,7 +5,8 @@ One exchange passes through here like this::
     end = head_end(buffer)                       # -1: read more; too_large() once over the limit
     request = parse_request_head(buffer[:end])   # then route by request.host
     build_request_head(request, forwarding)      # for the local service
-    response = parse_response_head(head, request.method, bool(request.upgrade))
+    end = response_head_end(answer)              # -1: read more; response_too_large()
+    response = parse_response_head(answer[:end], request.method, bool(request.upgrade))
     build_response_head(response, close=..., minor_visitor=request.minor)
 
 llhttp (``httptools``) reads every head with a parser of its own, which gets exactly the bytes
@@ -29,6 +30,7 @@ from tinytun_gevent.wire.fields import (
     HeadLimits,
     head_end,
     normalize_host,
+    response_head_end,
     response_too_large,
     too_large,
 )
@@ -60,6 +62,7 @@ __all__ = [
     "normalize_host",
     "parse_request_head",
     "parse_response_head",
+    "response_head_end",
     "response_too_large",
     "too_large",
 ]

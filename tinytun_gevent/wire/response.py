@@ -19,7 +19,8 @@ INTERIM_MAX: Final = 64
 UNTIL_CLOSE: Final = -2
 """A response's ``length``: its body ends with the connection."""
 
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]{0,512}))?")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]{0,512}))?")
+_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _RESPONSE_KINDS: Final = {**rules.OWN, b"www-authenticate": NOTE}
 _WITHHELD: Final = frozenset(name for name, kind in _RESPONSE_KINDS.items() if kind == DROP)
 
@@ -51,16 +52,21 @@ def parse_response_head(
 ) -> ResponseHead:
     """Read one response head, interim or final, which ends with its empty line.
 
-    ``method`` is the request's (HEAD has no body to its answer); ``upgrade_asked`` says whether
-    a protocol was offered, because a 101 is an answer to that only.
-    Raises ``MessageError`` with 502.
+    A line may end in a bare LF, and a status may be any from 100 to 999, as for nginx and Go: the service
+    is on the trusted side, and its head is written anew. ``method`` is the request's (HEAD has no body to
+    its answer); ``upgrade_asked`` says whether a protocol was offered, because a 101 is an answer to that
+    only. Raises ``MessageError`` with 502.
     """
     if len(head) > limits.bytes:
         raise rules.response_too_large(limits.bytes)
-    minor, status, reason = _status_line(head[: head.find(b"\r\n")])
+    try:
+        (minor, status, reason), raw = _read_lines(head, limits.fields)
+    except MessageError:
+        if head.count(b"\n") == head.count(b"\r\n"):
+            raise
+        (minor, status, reason), raw = _read_lines(_BARE_LF.sub(b"\r\n", head), limits.fields)
     if status == 101 and not upgrade_asked:
         raise MessageError("the service switched protocols without being asked", 502)
-    raw = rules.read_fields(HttpResponseParser, head, limits.fields, 502)
     fields, noted = rules.sort_fields(raw, _RESPONSE_KINDS)
     options = rules.NO_OPTIONS
     if b"connection" in noted:
@@ -90,6 +96,12 @@ def parse_response_head(
         rules.is_bound_auth(noted.get(b"www-authenticate")),
         _WITHHELD | options.named if options.named else _WITHHELD,
     )
+
+
+def _read_lines(head: bytes, most: int) -> tuple[tuple[int, int, bytes], Fields]:
+    """Return the parts of the status line, and the fields; every line must end in CRLF."""
+    start = _status_line(head[: head.find(b"\r\n")])
+    return start, rules.read_fields(HttpResponseParser, head, most, 502)
 
 
 @lru_cache(maxsize=256)
