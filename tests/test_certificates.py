@@ -240,6 +240,20 @@ def test_a_file_that_is_emptied_and_written_in_place_is_shown_all_the_while(
     assert "cannot be used" not in caplog.text
 
 
+def test_a_new_file_is_shown_when_it_was_the_same_at_two_looks(tmp_path: Path, load: Load) -> None:
+    """Of one that is copied into the directory there may be half, without the certificate of its issuer."""
+    install(tmp_path, issue("x.test", "old.test"), "a")
+    certificates, new = load(), issue("x.test", "new.test", days=80)
+    put(tmp_path / "b" / "privkey.pem", key_of(new))
+    chain = chain_of(new) + AUTHORITY.cert_pem.bytes()
+    for length in (len(chain_of(new)), len(chain)):
+        (tmp_path / "b" / "fullchain.pem").write_bytes(chain[:length])
+        certificates.load()
+        assert "old.test" in shown(certificates, "x.test")
+    certificates.load()
+    assert "new.test" in shown(certificates, "x.test")
+
+
 def test_a_file_that_stays_empty_is_gone_in_the_end(
     tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,24 +102,28 @@ class Directory:
     def __init__(self, path: str) -> None:
         self._path = path
         self._known: dict[str, tuple[Mark, Contents]] = {}
-        self._changes: dict[str, FileChange] = {}
+        #: By path, of what the last look saw; None before the first look.
+        self._changes: dict[str, FileChange] | None = None
 
     def signature(self, now: float | None = None) -> Signature:
         """What counts at monotonic time ``now``. Raises ``OSError`` if the directory itself cannot be read.
 
-        A file that is being written counts as it was before (see `filechange`), one that is seen for the
-        first time at once, unless it is empty. One that is gone is gone.
+        The first time that is whatever is there and not empty. Later a file that is being written counts as
+        it was before, or not yet (see `filechange`); one that is gone is gone.
         """
         os.stat(os.path.join(self._path, "."))
         now = time.monotonic() if now is None else now
         found = dict(_walk(self._path, DEPTH, set(), [MOST_FILES]))
-        self._changes = {path: self._changes.get(path) or _first_look(mark) for path, mark in found.items()}
-        counted = {path: self._counted(path, mark, now) for path, mark in found.items()}
+        if self._changes is None:
+            changes = {path: FileChange(None if mark.is_empty else mark) for path, mark in found.items()}
+        else:
+            changes = {path: self._changes.get(path) or FileChange() for path in found}
+        self._changes = changes
+        counted = {path: self._counted(path, changes[path], mark, now) for path, mark in found.items()}
         return {path: mark for path, mark in counted.items() if mark is not None and not mark.is_empty}
 
-    def _counted(self, path: str, mark: Mark, now: float) -> Mark | None:
+    def _counted(self, path: str, change: FileChange, mark: Mark, now: float) -> Mark | None:
         """The mark that a file counts with."""
-        change = self._changes[path]
         verdict = change.look(mark, now)
         if verdict is Verdict.EMPTY and change.taken is not None:
             text = "TLS_DIR: %s is empty; what it had goes on, for %.0f s unless it is written"
@@ -149,10 +153,6 @@ class Directory:
         contents = {path: content for path, (_, content) in sorted(known.items())}
         broken = {path: content.problem for path, content in contents.items() if content.problem}
         return _paired(contents), broken
-
-
-def _first_look(mark: Mark) -> FileChange:
-    return FileChange(None if mark.is_empty else mark)
 
 
 def covers(names: Iterable[str], domain: str) -> bool:
