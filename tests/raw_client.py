@@ -72,15 +72,19 @@ class RawClient:
         resume: bytes | None = None,
         bearer: str | None = None,
         source: str | None = None,
+        announces: bool = False,
     ) -> None:
         """``window`` is how many bytes the server may send on a stream before it must wait.
 
         With ``join`` it is another session of that client's tunnel; ``waits`` is whether to
         wait until the server counts it among the others. ``resume`` is the token to show, ``bearer`` the
-        opener's. ``source`` is the address that a PROXY header gives it.
+        opener's. ``source`` is the address that a PROXY header gives it. ``announces``: that it knows our own
+        error codes.
         """
         self.sock = connect(server.connection_port)
         wishes = wishes_of(subdomain, port, join, resume, bearer)
+        if announces:
+            wishes += b"x-tinytun-reset-codes: 1\r\n"
         if source is not None:
             self.sock.sendall(proxy_header(source))
         self.sock.sendall(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n%b\r\n" % (server.connection_port, wishes))

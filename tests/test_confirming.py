@@ -12,7 +12,7 @@ from tinytun_gevent.errors import RefusedError
 from tinytun_gevent.wire.handshake import Kind, OpenReply, OpenRequest
 from tinytun_gevent.wire.options import Options, Rewrite
 
-EVERYTHING = Options(rewrite=Rewrite("http://localhost:3000"), forwarded_host=False, reset_codes=True)
+EVERYTHING = Options(rewrite=Rewrite("http://localhost:3000"), forwarded_host=False)
 
 
 def asking(options: Any = None, host_header: str | None = None) -> OpenRequest:

@@ -23,7 +23,6 @@ options = st.builds(
     Options,
     rewrite=st.none() | st.builds(Rewrite, st.just(TARGET), requests=st.booleans(), links=st.booleans()),
     forwarded_host=st.booleans(),
-    reset_codes=st.booleans(),
 )
 
 
@@ -72,7 +71,7 @@ def test_only_what_asks_for_something_is_named() -> None:
         (b'{"rewrite":' + b"[" * 4000, "rewrite: Expected"),
         (b'{"forwarded_host":true,"forwarded_host":false}', "forwarded_host: there twice"),
         (b'{"rewrite":{"origin":"http://a","origin":"http://b"}}', "origin: there twice"),
-        (b'{"reset_codes":true' + b" " * MAX_OPTIONS + b"}", "longer"),
+        (b'{"forwarded_host":true' + b" " * MAX_OPTIONS + b"}", "longer"),
     ],
 )
 def test_what_is_refused_and_where(value: Any, said: str) -> None:
@@ -97,7 +96,6 @@ def test_the_longest_options_pass() -> None:
 def test_a_tcp_tunnel_has_no_fields_to_rewrite(value: Any) -> None:
     parse_options(encoded(value), http=True)
     assert "only HTTP tunnels" in problem(value, http=False)
-    assert parse_options(encoded({"reset_codes": True}), http=False).reset_codes
 
 
 @given(st.binary(max_size=200), st.booleans())
@@ -115,7 +113,7 @@ json_values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(("rewrite", "origin", "links", "requests", "forwarded_host", "reset_codes", "x")),
+            st.sampled_from(("rewrite", "origin", "links", "requests", "forwarded_host", "x")),
             inner,
             max_size=4,
         )

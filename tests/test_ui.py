@@ -97,6 +97,12 @@ def test_the_block_shows_the_last_requests_only_and_never_wraps() -> None:
     assert max(map(len, text.splitlines())) <= 40
 
 
+def test_the_block_shows_what_was_wrong_with_an_answer() -> None:
+    ui, screen = terminal()
+    ui.exchange(Exchange("GET", "/", 502, 0.002, "localhost:22 does not speak HTTP; try `tinytun tcp 22`"))
+    assert "502    2 ms  /  localhost:22 does not speak HTTP; try `tinytun tcp 22`" in drawn(ui, screen)
+
+
 def test_the_block_does_not_read_markup() -> None:
     ui, screen = terminal()
     ui.exchange(Exchange("GET", "/[bold]x[/bold]", 200, 0.001))

@@ -121,6 +121,14 @@ class MessageError(ParseError):
         self.status = status
 
 
+class NotHttpError(MessageError):
+    """The local service answers in another protocol; ``code`` is a number of `answer_codes`."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message, 502)
+        self.code = code
+
+
 class SessionError(TunnelError):
     """An HTTP/2 session, or a stream on it, has ended or cannot go on."""
 

@@ -112,6 +112,8 @@ class Session:
         #: What it says about why, as it came.
         self.goaway_reason = b""
         self.goaway_sent = False
+        #: Whether the peer knows the error codes of `answer_codes`.
+        self.peer_knows_codes = False
         #: How many streams the peer takes at once.
         self.peer_max_streams = 0
         #: Until when a refused stream counts as "no room", whatever that limit says.

@@ -10,6 +10,7 @@ from gevent.event import Event
 
 from tinytun_gevent.errors import SessionError, StreamResetError
 from tinytun_gevent.flow import ReceiveWindow
+from tinytun_gevent.wire.answer_codes import AnswerCode
 from tinytun_gevent.wire.http2 import Field
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Upstream(Protocol):
     def send_from(self, source: Source, limit: int = 0, gate: Gate | None = None) -> int: ...
     def shutdown(self) -> None: ...
     def reset(self, code: int = CANCEL) -> None: ...
+    def blame(self, code: AnswerCode) -> None: ...
     def consumed(self, count: int) -> None: ...
     def keep(self, count: int) -> bool: ...
 
@@ -195,6 +197,10 @@ class Stream:
         """
         if not self.closed:
             self.session.reset_stream(self, code)
+
+    def blame(self, code: AnswerCode) -> None:
+        """Aborts the stream because of the service's answer; the peer is told why if it understands that."""
+        self.reset(code if self.session.peer_knows_codes else CANCEL)
 
     def consumed(self, count: int) -> None:
         """Says that ``count`` received bytes have been delivered; may give the peer credit."""

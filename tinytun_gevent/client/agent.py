@@ -283,6 +283,7 @@ class Agent:
             port=config.port or (granted.port if granted else None),
             host_header=config.host_header,
             options=config.options,
+            reset_codes=True,
             resume=self._claim.show(),
             token=config.token,
         )

@@ -13,10 +13,9 @@ WARNINGS: Final = {
     "rewrite": "this server does not rewrite Origin and links: the local service sees the public Origin, and "
     "visitors what it says of itself",
     "forwarded_host": "this server does not know --forwarded-host: the local service sees the public host",
-    "reset_codes": "",
 }
-"""Options that a server need not know: nothing is open without them that should be closed. Blank: nobody
-has to be told. Every other option must be confirmed."""
+"""Options that a server need not know: nothing is open without them that should be closed. Every other
+option must be confirmed."""
 
 
 def check_confirmed(request: OpenRequest, reply: OpenReply) -> None:
@@ -32,7 +31,7 @@ def check_confirmed(request: OpenRequest, reply: OpenReply) -> None:
 def warnings(request: OpenRequest, reply: OpenReply) -> list[str]:
     """What the user should know of that the server does not do."""
     ignored = _unconfirmed(request, reply)
-    told = [WARNINGS[name] for name in ignored if WARNINGS.get(name)]
+    told = [WARNINGS[name] for name in ignored if name in WARNINGS]
     if request.host_header is None or reply.host_header:
         return told
     return [HOST_HEADER, *(text for text in told if text is not WARNINGS["rewrite"])]

@@ -47,7 +47,7 @@ class Crowd:
     def admit(self, stream: Stream) -> None:
         """A visitor has come. Called by a session's reader: must not block."""
         watched = self._events.wants_exchanges and self._kind is Kind.HTTP
-        visitor = Visitor(stream, self._events.exchange if watched else None)
+        visitor = Visitor(stream, self._events.exchange if watched else None, self._events.bad_answer)
         self._total += 1
         self.idle.clear()
         self._visitors.add(stream)

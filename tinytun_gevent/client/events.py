@@ -42,6 +42,9 @@ class Listener:
     def exchange(self, exchange: Exchange) -> None:
         """An HTTP request was answered."""
 
+    def bad_answer(self, problem: str) -> None:
+        """A visitor could not be given what the local service answered."""
+
 
 @dataclass(frozen=True, slots=True)
 class Counters:

@@ -178,7 +178,9 @@ class Team:
     def _request(self, key: str) -> OpenRequest:
         join = Join(self._granted.connection_id, key)
         config = self._config
-        return OpenRequest(config.kind, config.server.authority, join=join, token=config.token)
+        return OpenRequest(
+            config.kind, config.server.authority, join=join, token=config.token, reset_codes=True
+        )
 
     def _join(self, request: OpenRequest) -> None:
         """Adds one session, or remembers that it failed. Blocks."""

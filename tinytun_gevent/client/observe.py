@@ -35,6 +35,8 @@ class Exchange:
     path: str
     status: int
     seconds: float
+    #: What was wrong with the service's answer; blank if nothing was.
+    problem: str = ""
 
 
 class Observer:
@@ -85,6 +87,13 @@ class Observer:
             self.awaiting = False
             elapsed = self._clock() - self._began
             self._report(Exchange(clean(self._method, 20), clean(self._path), status, elapsed))
+
+    def failed(self, status: int, problem: str) -> None:
+        """The visitor was told ``status`` because of the service's answer to the last request."""
+        if self._method:
+            self.awaiting = False
+            elapsed = self._clock() - self._began
+            self._report(Exchange(clean(self._method, 20), clean(self._path), status, elapsed, problem))
 
 
 class WatchedSink(ServiceSink):

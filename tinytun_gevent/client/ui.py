@@ -113,6 +113,9 @@ class LogUi(Ui):
     def local_up(self) -> None:
         log.info("the local service answers again")
 
+    def bad_answer(self, problem: str) -> None:
+        log.warning("bad answer of the local service: %s", problem)
+
     def exchange(self, exchange: Exchange) -> None:
         log.debug(
             "%s %s %d %s", exchange.method, exchange.path, exchange.status, duration(exchange.seconds)
@@ -271,4 +274,5 @@ def _exchange_line(exchange: Exchange) -> Any:
         f"  {exchange.method:7} ",
         (str(exchange.status), style),
         f" {duration(exchange.seconds):>7}  {exchange.path}",
+        (f"  {exchange.problem}" if exchange.problem else "", "red"),
     )

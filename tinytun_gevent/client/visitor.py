@@ -13,6 +13,7 @@ from ..relay import ServiceSink, relay
 from ..sockets import end_of
 from ..stream import CANCEL, NO_ERROR, Stream
 from ..wire.handshake import Kind
+from .faults import fault_of
 from .local import LocalDialer, error_page
 from .observe import Exchange, Observer, WatchedSink
 
@@ -26,7 +27,7 @@ LINGER = 5.0
 HEAD_TIMEOUT = 1.0
 
 #: Bytes of a request that are looked at for that, as many as its head may have at a server.
-MAX_LOOK = 16384
+MAX_LOOK = 32768
 
 
 class LocalHealth:
@@ -58,11 +59,20 @@ class Visitor:
     stream's window.
     """
 
-    __slots__ = ("_observer", "_sink", "stream")
+    __slots__ = ("_bad_answer", "_observer", "_sink", "stream")
 
-    def __init__(self, stream: Stream, report: Callable[[Exchange], None] | None = None) -> None:
-        """``report`` gets every exchange that is seen on the stream; None watches nothing."""
+    def __init__(
+        self,
+        stream: Stream,
+        report: Callable[[Exchange], None] | None = None,
+        bad_answer: Callable[[str], None] | None = None,
+    ) -> None:
+        """``report`` gets every exchange that is seen on the stream; None watches nothing.
+
+        ``bad_answer`` gets what was wrong with an answer of the service.
+        """
         self.stream = stream
+        self._bad_answer = bad_answer
         self._observer = None if report is None else Observer(report)
         self._sink = ServiceSink(stream) if self._observer is None else WatchedSink(stream, self._observer)
         stream.receiver = self._sink
@@ -86,6 +96,19 @@ class Visitor:
             return
         self._sink.attach(end)
         relay(self.stream, self._sink, None if self._observer is None else self._observer.to_visitor)
+        if kind is not Kind.HTTP or self.stream.error is None:
+            return
+        awaiting = not self.stream.sent if self._observer is None else self._observer.awaiting
+        fault = fault_of(self.stream.error, dialer.target, awaiting=awaiting)
+        if fault is not None:
+            self._blame(*fault)
+
+    def _blame(self, status: int, problem: str) -> None:
+        """Tells of an answer that the visitor could not be given."""
+        if self._observer is not None:
+            self._observer.failed(status, problem)
+        if self._bad_answer is not None:
+            self._bad_answer(problem)
 
     def _turn_away(self, problem: str, kind: Kind) -> None:
         """A page for an HTTP visitor, a reset for any other."""

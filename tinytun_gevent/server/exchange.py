@@ -11,10 +11,17 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from tinytun_gevent.errors import MessageError, SessionClosedError, SessionError, StreamResetError
+from tinytun_gevent.errors import (
+    MessageError,
+    NotHttpError,
+    SessionClosedError,
+    SessionError,
+    StreamResetError,
+)
 from tinytun_gevent.server.pages import Failure, new_request_id
 from tinytun_gevent.stream import CANCEL
 from tinytun_gevent.wire import http1
+from tinytun_gevent.wire.answer_codes import AnswerCode, start_code
 from tinytun_gevent.wire.body import Body, Bytes, UntilCloseBody, body_of, taken_of
 
 if TYPE_CHECKING:
@@ -28,6 +35,19 @@ log = logging.getLogger(__name__)
 
 JOIN: Final = 64 * 1024
 """Longest body part, in bytes, that is copied behind its head to leave in one system call."""
+
+
+_NOT_HTTP: Final = {
+    AnswerCode.NOT_HTTP: "does not speak HTTP: what is no web service needs a TCP tunnel (tinytun tcp PORT)",
+    AnswerCode.TLS: "speaks TLS: its tunnel has to be opened for its https URL (tinytun http https://HOST:PORT)",
+}
+
+
+def _check_start(received: bytearray) -> None:
+    """Raises ``NotHttpError`` if an answer cannot begin like that."""
+    code = start_code(received)
+    if code is not None:
+        raise NotHttpError(_NOT_HTTP[code], code)
 
 
 class Exchange:
@@ -203,6 +223,8 @@ class Exchange:
             held = len(self._partial)
             head = self._partial
             head += view[: limits.bytes + 1 - held]
+            if not head.startswith(b"HTTP/"):
+                _check_start(head)
             end = http1.response_head_end(head, held)
             if end < 0:
                 if len(head) > limits.bytes:
@@ -352,17 +374,20 @@ class Exchange:
         """Whether the visitor may be waiting for the service's 100 with his body."""
         return self.request.expect_continue and not self._interim and not self.body_bytes
 
-    def fail(self, failure: Failure) -> None:
-        """Answers for the service, if no answer has begun; otherwise cuts the visitor off."""
+    def fail(self, failure: Failure, code: AnswerCode | None = None) -> None:
+        """Answers for the service, if no answer has begun; otherwise cuts the visitor off.
+
+        ``code`` is for the tunnel's client, where the service's answer is to blame.
+        """
         if self.started:
-            self._cut()
+            self._cut(code)
             return
         if not self._claim_end():
             return
         self.failure = failure
         self.status = failure.status
         self.started = True
-        self._drop_stream()
+        self._drop_stream(code)
         self.close = self.close or not self.request_sent or self.visitor.wants_too_much
         self.response_bytes = self.visitor.answer(
             failure, self.request.accept, close=self.close, head_only=self._is_head
@@ -383,25 +408,33 @@ class Exchange:
             self.visitor.exchange_over(self)
 
     def _malformed(self, error: MessageError) -> None:
-        self.fail(Failure(error.status, f"The local service's answer is malformed: {error}."))
+        if isinstance(error, NotHttpError):
+            self.fail(Failure(502, f"The local service {error}."), AnswerCode(error.code))
+            return
+        code = AnswerCode.BAD_HEAD if self._body is None else AnswerCode.BAD_BODY
+        self.fail(Failure(error.status, f"The local service's answer is malformed: {error}."), code)
 
     def _broken_off(self, reason: str) -> None:
-        self.fail(Failure(502, reason))
+        self.fail(Failure(502, reason), AnswerCode.INCOMPLETE)
 
     def _gone(self, error: SessionError) -> None:
         self.fail(Failure(503, "The tunnel's client has just gone away.", retry_after=2))
 
-    def _cut(self) -> None:
+    def _cut(self, code: AnswerCode | None = None) -> None:
         """Ends the visitor's connection by a reset behind what has come: it must not look like the whole."""
         if self._claim_end():
             self.close = True
-            self._drop_stream()
+            self._drop_stream(code)
             self.visitor.cut()
             self.visitor.exchange_over(self)
 
-    def _drop_stream(self) -> None:
-        if self.stream is not None:
+    def _drop_stream(self, code: AnswerCode | None = None) -> None:
+        if self.stream is None:
+            return
+        if code is None:
             self.stream.reset(CANCEL)
+        else:
+            self.stream.blame(code)
 
     def _consumed(self, count: int) -> None:
         if self.stream is not None:

@@ -146,6 +146,7 @@ class Listener:
         try:
             end.sendall(handshake.build_reply(_reply(self._core.registry, tunnel, request)))
             session = Session(end, opener=True, received=early)
+            session.peer_knows_codes = request.reset_codes
             self._tunnels.watch(tunnel, session)
             try:
                 session.start(self._core.config.handshake_timeout)

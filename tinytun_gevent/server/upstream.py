@@ -12,6 +12,7 @@ from tinytun_gevent import sockets
 from tinytun_gevent.errors import SessionClosedError, SessionError, StreamResetError
 from tinytun_gevent.sockets import Buffer, Source, end_of
 from tinytun_gevent.stream import CANCEL, Gate, Receiver
+from tinytun_gevent.wire.answer_codes import AnswerCode
 
 READ_SIZE: Final = 64 * 1024
 """Bytes read from a peer at once."""
@@ -87,6 +88,10 @@ class PeerConnection:
     def reset(self, code: int = CANCEL) -> None:
         if not self.closed:
             self._fail(StreamResetError(code, remote=False))
+
+    def blame(self, code: AnswerCode) -> None:
+        """Resets the connection: a peer judges its services' answers itself."""
+        self.reset()
 
     def consumed(self, count: int) -> None:
         self._undelivered -= count

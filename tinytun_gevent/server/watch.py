@@ -14,6 +14,7 @@ from tinytun_gevent.server.leaving import HalfClosed
 from tinytun_gevent.server.pace import Pace, Sending
 from tinytun_gevent.server.pages import Failure
 from tinytun_gevent.stream import Stream
+from tinytun_gevent.wire.answer_codes import AnswerCode
 
 if TYPE_CHECKING:
     from tinytun_gevent.server.config import ServerConfig
@@ -114,7 +115,8 @@ class Watch:
         if not stream.accepted and waited > self._config.stream_timeout:
             exchange.fail(Failure(504, "The tunnel's client did not accept the connection in time."))
         elif theirs and waited > self._config.answer_timeout:
-            exchange.fail(Failure(504, "The local service did not answer in time."))
+            failure = Failure(504, "The local service did not answer in time.")
+            exchange.fail(failure, AnswerCode.TOO_SLOW)
         elif not theirs and self._sends_too_little(exchange, now):
             exchange.fail(Failure(408, "Your request's body came too slowly."))
 

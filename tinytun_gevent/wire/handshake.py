@@ -72,6 +72,7 @@ class OpenRequest:
     is opened: the session is added to one that is there, and name and port mean nothing.
     ``resume`` shows that the name was ours a moment ago; ``""`` asks for a token that will, None for nothing.
     ``options`` is what is asked of the server's edge; a request that joins has none, its tunnel has.
+    ``reset_codes`` says that the client knows `answer_codes`, on this session.
     """
 
     kind: Kind
@@ -83,6 +84,7 @@ class OpenRequest:
     join: Join | None = None
     resume: str | None = field(default=None, repr=False)
     options: Options | None = None
+    reset_codes: bool = False
 
 
 class HealthCheck:
@@ -200,6 +202,8 @@ def build_request(request: OpenRequest) -> bytes:
         if request.resume and not _RESUME.match(request.resume):
             raise UsageError("the resume token cannot be one")
         fields.append(("x-tinytun-resume", request.resume))
+    if request.reset_codes:
+        fields.append(("x-tinytun-reset-codes", "1"))
     if request.options is not None:
         fields.append(("x-tinytun-options", _options_value(request.options)))
     return _head(f"CONNECT {request.authority} HTTP/1.1", fields)
@@ -373,6 +377,7 @@ def _open_request(authority: str, fields: dict[bytes, str]) -> OpenRequest:
         join=join,
         resume=_resume(fields) if join is None else None,
         options=_options(fields, kind) if join is None else None,
+        reset_codes=fields.get(b"x-tinytun-reset-codes") == "1",
     )
 
 

@@ -52,8 +52,6 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     rewrite: Rewrite | None = None
     forwarded_host: bool = True
     """Whether the service is told its public address, by ``X-Forwarded-Host``, ``-Proto`` and ``-Port``."""
-    reset_codes: bool = False
-    """Whether the client knows the error codes of RST_STREAM that are our own."""
 
     @property
     def names(self) -> tuple[str, ...]:
