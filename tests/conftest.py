@@ -16,7 +16,7 @@ from support import Script, Service, connect, eventually, read_response, request
 
 from tinytun_gevent import Tunnel, TunnelServer
 from tinytun_gevent.client.state import DIRECTORY_VARIABLE
-from tinytun_gevent.server import deadlines
+from tinytun_gevent.server import connects, deadlines, usage
 
 __all__ = ["Script", "Service", "connect", "eventually", "read_response", "request", "respond"]
 
@@ -118,6 +118,25 @@ def fast_clock(monkeypatch: pytest.MonkeyPatch) -> FastClock:
     for name, module in list(sys.modules.items()):
         if name.startswith("tinytun_gevent.server.") and getattr(module, "time", None) is time:
             monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+class Standstill:
+    """A clock for what is counted by the second, which goes on only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def standstill(monkeypatch: pytest.MonkeyPatch) -> Standstill:
+    """Stops the clock by which servers count connects and requests: they come as slowly as the machine is."""
+    clock = Standstill()
+    for module in (connects, usage):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import subprocess
 import sys
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from itertools import accumulate
 from typing import Any
 
 import pytest
-from conftest import OpenTunnel, StartServer, StartService
+from conftest import OpenTunnel, Standstill, StartServer, StartService
 from helpers import MIB, REPO
 from raw_client import RawClient
-from server_process import ServerProcess
 from support import (
     DEADLINE,
     Peer,
@@ -73,6 +71,14 @@ def holding(peer: Peer) -> None:
 
 
 HOLD = threading.Event()
+
+
+def has_come(sock: socket.socket) -> bool:
+    """Whether something can be read, be it the end."""
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+pytestmark = pytest.mark.usefixtures("standstill")
 
 
 @pytest.fixture(autouse=True)
@@ -179,7 +185,7 @@ def test_whoever_leaves_early_makes_room(
 
 
 def test_requests_beyond_the_rate_are_answered_429_until_there_are_some_again(
-    start_server: StartServer, open_tunnel: OpenTunnel, start_service: StartService
+    standstill: Standstill, start_server: StartServer, open_tunnel: OpenTunnel, start_service: StartService
 ) -> None:
     server = start_server(tunnel_requests=5)
     service = start_service()
@@ -196,10 +202,11 @@ def test_requests_beyond_the_rate_are_answered_429_until_there_are_some_again(
             visitor.sendall(request())
             return read_response(visitor).status == 200
 
-        began = time.monotonic()
-        eventually(again)
-        assert time.monotonic() - began < 1.0
-    assert refusals(server, Refusal.REQUESTS) >= 1
+        standstill.now += 0.1
+        assert not again()
+        standstill.now += 0.1
+        assert again()
+    assert refusals(server, Refusal.REQUESTS) == 2
 
 
 def test_a_refused_upload_ends_its_connection(
@@ -277,12 +284,11 @@ def test_a_flood_is_answered_without_waiting(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinytun_gevent.server.connects.MOST_TOLD", 0)
+    monkeypatch.setattr("tinytun_gevent.server.connects.HEARD", 2 * DEADLINE)
     server = start_server(connect_rate=1, connect_burst=1)
     connect(server.proxy_port).close()
     with connect(server.proxy_port) as visitor:
-        began = time.monotonic()
-        check_limit(read_response(visitor), 429, "connects")
-        assert time.monotonic() - began < 0.5
+        check_limit(read_response(visitor), 429, "connects")  # although he asks nothing
 
 
 def test_a_trusted_proxy_may_connect_as_often_as_it_likes(
@@ -310,17 +316,16 @@ def answers(port: int, timeout: float = DEADLINE) -> bool:
 
 
 def test_tcp_connects_beyond_the_rate_wait_for_their_turn(
-    start_server: StartServer, open_tunnel: OpenTunnel, start_service: StartService
+    standstill: Standstill, start_server: StartServer, open_tunnel: OpenTunnel, start_service: StartService
 ) -> None:
     server = start_server(connect_rate=5, connect_burst=1, tcp_ports=PORTS, queue_timeout=0.3)
     port = port_of(open_tunnel(start_service(echo), server=server, kind="tcp"))
     began = time.monotonic()
     assert answers(port)
     assert answers(port)
-    assert 0.15 < time.monotonic() - began < 2
-    with connect(port), connect(port):  # these take the next turns
-        assert not answers(port)  # and that would be too long
-    assert refusals(server, Refusal.CONNECTS) >= 1
+    assert time.monotonic() - began > 0.15
+    assert not answers(port)  # by a clock that stands still that would be 0.4 s
+    assert refusals(server, Refusal.CONNECTS) == 1
 
 
 # -- TCP visitors -------------------------------------------------------------------
@@ -338,16 +343,14 @@ def test_tcp_visitors_wait_in_the_backlog_until_there_is_room(
             visitor.sendall(b"hello")
         for visitor in visitors[:2]:
             assert Source(visitor).exactly(5) == b"hello"
-        visitors[2].settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            visitors[2].recv(1)
-        visitors[2].settimeout(DEADLINE)
+        for visitor in visitors[:2]:
+            visitor.sendall(b"again")
+            assert Source(visitor).exactly(5) == b"again"
+        assert not has_come(visitors[2])
         assert len(service.peers) == 2
-        began = time.monotonic()
         for gone, waiting in ((0, 2), (1, 3), (2, 4)):
             visitors[gone].close()
             assert Source(visitors[waiting]).exactly(5) == b"hello"
-        assert time.monotonic() - began < 1
     finally:
         for visitor in visitors:
             visitor.close()
@@ -364,10 +367,9 @@ def test_tcp_visitors_of_one_tunnel_make_room_for_those_of_another(
         assert Source(first).exactly(5) == b"hello"
         with connect(ports[1]) as second:
             second.sendall(b"hello")
-            second.settimeout(0.1)
-            with pytest.raises(TimeoutError):
-                second.recv(1)
-            second.settimeout(DEADLINE)
+            first.sendall(b"again")
+            assert Source(first).exactly(5) == b"again"
+            assert not has_come(second)
             first.close()
             assert Source(second).exactly(5) == b"hello"
 
@@ -375,74 +377,32 @@ def test_tcp_visitors_of_one_tunnel_make_room_for_those_of_another(
 def test_behind_a_balancer_a_visitor_is_held_until_there_is_room(
     start_server: StartServer, open_tunnel: OpenTunnel, start_service: StartService
 ) -> None:
-    server = start_server(tunnel_visitors=1, tcp_ports=PORTS, trusted_proxies="127.0.0.1", queue_timeout=0.4)
-    port = port_of(open_tunnel(start_service(echo), server=server, kind="tcp"))
-
-    def come(source: int) -> socket.socket:
+    def come(server: TunnelServer, port: int) -> socket.socket:
         sock = connect(server.tcp_proxy_port)
-        sock.sendall(build_v2(("192.0.2.1", source), ("127.0.0.1", port)) + b"hello")
+        sock.sendall(build_v2(("192.0.2.1", 1), ("127.0.0.1", port)) + b"hello")
         return sock
 
-    with come(1) as first:
-        assert Source(first).exactly(5) == b"hello"
-        with come(2) as second:
-            second.settimeout(0.1)
-            with pytest.raises(TimeoutError):
-                second.recv(1)
-            second.settimeout(DEADLINE)
-            with come(3) as third:
-                first.close()
-                assert Source(second).exactly(5) == b"hello"
-                with pytest.raises(ConnectionResetError):
-                    assert third.recv(1)
-    assert refusals(server, Refusal.VISITORS) == 1
+    for patience in (DEADLINE, 0.2):
+        server = start_server(
+            tunnel_visitors=1, tcp_ports=PORTS, trusted_proxies="127.0.0.1", queue_timeout=patience
+        )
+        port = port_of(open_tunnel(start_service(echo), server=server, kind="tcp"))
+        with come(server, port) as first:
+            assert Source(first).exactly(5) == b"hello"
+            with come(server, port) as second:
+                if patience == DEADLINE:
+                    first.sendall(b"again")
+                    assert Source(first).exactly(5) == b"again"
+                    assert not has_come(second)
+                    first.close()
+                    assert Source(second).exactly(5) == b"hello"
+                else:
+                    with pytest.raises(ConnectionResetError):
+                        second.recv(1)
+        assert refusals(server, Refusal.VISITORS) == (patience != DEADLINE)
 
 
-# -- bytes a second -------------------------------------------------------------------
-
-
-class Meter:
-    """When how many bytes have passed."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.counts: list[int] = []
-
-    def note(self, count: int) -> None:
-        self.times.append(time.monotonic())
-        self.counts.append(count)
-
-    def since(self, began: float) -> int:
-        return sum(self.counts[bisect_left(self.times, began) :])
-
-    def windows(self, began: float, ended: float, step: float = 0.05) -> list[int]:
-        """Bytes in each second between two moments, seconds that overlap included."""
-        sums = [0, *accumulate(self.counts)]
-        found = []
-        while began + 1 <= ended:
-            first, last = (bisect_left(self.times, at) for at in (began, began + 1))
-            found.append(sums[last] - sums[first])
-            began += step
-        return found
-
-
-def run_all(tasks: list[Callable[[], None]]) -> None:
-    """Runs them side by side; raises what one of them raises."""
-    errors: list[BaseException] = []
-
-    def run(task: Callable[[], None]) -> None:
-        try:
-            task()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(task,)) for task in tasks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+# -- bytes a second: ``benchmarks.limits`` holds how many are exactly as many as may be -------------
 
 
 def endless(peer: Peer) -> None:
@@ -461,115 +421,7 @@ def endless(peer: Peer) -> None:
             peer.sendall(b"x" * 65536)
 
 
-def download(port: int, name: str, meter: Meter, until: float) -> None:
-    with connect(port) as visitor:
-        visitor.sendall(request(name))
-        while time.monotonic() < until:
-            meter.note(len(visitor.recv(16384)))
-
-
-def upload(port: int, name: str, meter: Meter, until: float) -> None:
-    with socket.socket() as visitor:
-        visitor.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
-        visitor.settimeout(DEADLINE)
-        visitor.connect(("127.0.0.1", port))
-        visitor.sendall(request(name, "/", b"Content-Length: %d" % (1 << 40), method=b"POST"))
-        data = bytes(4096)
-        while time.monotonic() < until:
-            meter.note(visitor.send(data))
-
-
 MEGABYTE = 1_000_000
-
-
-def measure(port: int) -> dict[str, list[int]]:
-    """Bytes in each second of a download, an upload, and ten downloads of one tunnel, all at once."""
-    began = time.monotonic()
-    until = began + 2.4
-    down, up, many, together = Meter(), Meter(), [Meter() for _ in range(10)], Meter()
-    run_all(
-        [
-            lambda: download(port, "down", down, until),
-            lambda: upload(port, "up", up, until),
-            *[lambda meter=meter: download(port, "many", meter, until) for meter in many],
-        ]
-    )
-    for at, count in sorted(pair for meter in many for pair in zip(meter.times, meter.counts, strict=True)):
-        together.times.append(at)
-        together.counts.append(count)
-    shares = [meter.since(began + 0.6) for meter in many]  # all of them are there by then
-    assert max(shares) < 1.5 * min(shares), shares
-    meters = {"down": down, "up": up, "together": together}
-    return {name: meter.windows(began + 0.3, until) for name, meter in meters.items()}  # buffers fill first
-
-
-def test_no_second_is_a_tenth_off_the_rate(open_tunnel: OpenTunnel, start_service: StartService) -> None:
-    with ServerProcess("--tunnel-rate", str(MEGABYTE)) as server:
-        server.wait_serving()
-        for name in ("down", "up", "many"):
-            open_tunnel(start_service(endless), name, server=server)
-        found = []
-        for _ in range(3):  # where others use the machine, a second may come out wrong that is right
-            found.append(measure(server.proxy_port))
-            assert all(windows for windows in found[-1].values())
-            seconds = [second for windows in found[-1].values() for second in windows]
-            if min(seconds) >= 0.9 * MEGABYTE and max(seconds) <= 1.1 * MEGABYTE:
-                return
-        pytest.fail(f"not once were all seconds right: {found}")
-
-
-def test_a_limited_tunnel_slows_nobody_else_and_serves_small_answers_between(
-    start_server: StartServer, open_tunnel: OpenTunnel, start_service: StartService
-) -> None:
-    server = start_server()
-    service = start_service(endless)
-    give(server, Account("a", "alice", each=Limits(rate=500_000)))
-    open_tunnel(service, "slow", server=server)
-    give(server, Account("b", "bob"))
-    open_tunnel(service, "fast", server=server)
-    meters = [Meter() for _ in range(8)]
-    until = time.monotonic() + 0.8
-    waits: list[float] = []
-
-    def ask() -> None:
-        while time.monotonic() < until - 0.2:
-            began = time.monotonic()
-            answer = get(server.proxy_port, "slow", "/small")
-            assert answer.body == b"small", answer
-            waits.append(time.monotonic() - began)
-
-    fast = Meter()
-    run_all(
-        [
-            *[lambda meter=meter: download(server.proxy_port, "slow", meter, until) for meter in meters],
-            lambda: download(server.proxy_port, "fast", fast, until),
-            ask,
-        ]
-    )
-    assert sum(fast.counts) > 20 * MEGABYTE * 0.8
-    assert sum(sum(meter.counts) for meter in meters) < 500_000 * 0.8 * 1.25
-    # Its head and its answer each wait for one turn of eight others, which is 8 * 10 ms.
-    assert waits
-    assert min(waits) < 0.3
-
-
-def test_the_rate_of_an_account_is_shared_by_its_tunnels_and_by_both_ways(
-    server: TunnelServer, open_tunnel: OpenTunnel, start_service: StartService
-) -> None:
-    give(server, Account("a", "alice", Limits(rate=MEGABYTE)))
-    for name in ("one", "two"):
-        open_tunnel(start_service(endless), name)
-    down, up = Meter(), Meter()
-    began = time.monotonic()
-    until = began + 1.4
-    port = server.proxy_port
-    run_all(
-        [lambda: download(port, "one", down, until), lambda: upload(port, "two", up, until)],
-    )
-    (window,) = [
-        a + b for a, b in zip(*(m.windows(began + 0.3, began + 1.35) for m in (down, up)), strict=True)
-    ][:1]
-    assert 0.88 * MEGABYTE <= window <= 1.12 * MEGABYTE
 
 
 def test_carried_connections_are_limited_both_ways(
@@ -588,7 +440,7 @@ def test_carried_connections_are_limited_both_ways(
         sender.join()
         visitor.shutdown(socket.SHUT_WR)
         assert visitor.recv(1) == b""
-    assert 0.43 < took < 1.0  # twice 256,000 bytes, of which 50,000 may come at once
+    assert took > 0.43  # twice 256,000 bytes, of which 50,000 may come at once
 
 
 def test_upgraded_connections_are_limited(
@@ -622,12 +474,9 @@ def test_what_waits_for_its_turn_is_bounded(
         read_head(visitor)
         known = server.registry.tunnels["demo"]
         eventually(lambda: known.sessions[0].backlog > 100_000)
-        held: list[int] = []
-        until = time.monotonic() + 0.3
-        while time.monotonic() < until:
-            held.append(known.sessions[0].backlog)
+        for _ in range(5):
             visitor.recv(65536)
-        assert max(held) < MIB
+            assert known.sessions[0].backlog < MIB
     assert tunnel.url
 
 

@@ -1,10 +1,8 @@
-"""Fair shares of a busy server: the rule by itself, and real programs."""
+"""Fair shares of a busy server: the rule by itself. ``benchmarks.shares`` has the real programs."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import gevent
 import pytest
@@ -12,12 +10,6 @@ from helpers import deadline
 
 from tinytun_gevent import shares as module
 from tinytun_gevent.shares import Share, Shares
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.peers.ours import Tinytun
-from benchmarks.processes import Workspace
-from benchmarks.shares import measure, start_service
 
 TURN = 64 * 1024
 
@@ -145,29 +137,3 @@ def test_one_that_was_away_begins_where_the_others_are(machine: Machine) -> None
     (one, _), (other, _) = (greenlet.get() for greenlet in both)
     assert one < 1.2 * other
     assert other < 1.2 * one
-
-
-@pytest.fixture
-def workspace() -> Iterator[Workspace]:
-    with Workspace() as workspace:
-        yield workspace
-
-
-def found(workspace: Workspace, kind: str, counts: list[int], upload: bool) -> Iterator[tuple[float, ...]]:
-    """Rates of tunnels with so many visitors; some times, for others use this machine as well."""
-    port = start_service(workspace)
-    for _ in range(3):
-        yield measure(Tinytun(kind), workspace, port, counts, upload, 1.0, 0.5).rates
-
-
-def test_eight_tunnels_get_an_eighth_each(workspace: Workspace) -> None:
-    """Downloads, where the operating system and the windows decide otherwise."""
-    assert any(
-        max(rates) < 1.2 * sum(rates) / 8 and min(rates) > 0.8 * sum(rates) / 8
-        for rates in found(workspace, "http", [1] * 8, upload=False)
-    )
-
-
-def test_a_hundred_visitors_get_no_more_than_two_shares(workspace: Workspace) -> None:
-    """Uploads, where each visitor has turns of his own."""
-    assert any(crowd < 2 * one for crowd, one in found(workspace, "tcp", [100, 1], upload=True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from ..processes import free_port
@@ -42,12 +44,15 @@ class Tinytun(Contender):
     role = Role.OURS
     descriptors = 1
 
-    def __init__(self, kind: str, limits: bool = False) -> None:
-        """``kind``: ``http`` or ``tcp``, as the command has it; ``limits``: set, and never reached."""
+    def __init__(self, kind: str, limits: bool = False, options: tuple[str, ...] = ()) -> None:
+        """``kind``: ``http`` or ``tcp``, as the command has it; ``limits``: set, and never reached.
+
+        ``options`` are further ones of the server.
+        """
         self.kind = kind
         self.name = f"tinytun {kind} limits" if limits else f"tinytun {kind}"
         self.asked_for = limits
-        self._options = HIGH if limits else ()
+        self._options = (*(HIGH if limits else ()), *options)
 
     def start_server(self, ground: Ground) -> Server:
         return with_relay(ground, three_times(lambda: self._listen(ground)))
@@ -68,7 +73,8 @@ class Tinytun(Contender):
             command = [sys.executable, str(BIN / "tinytun"), self.kind, f"{LOCAL}:{port}"]
             command += ["-s", name] if self.kind == "http" else []
             command += ["-c", str(CONCURRENCY), "--server", *self._server_url(server)]
-            clients[name] = ground.workspace.start(f"tinytun-{self.kind}-{name}", command)
+            variables = self._client_variables(name)
+            clients[name] = ground.workspace.start(f"tinytun-{self.kind}-{name}", command, variables)
         endpoints = {}
         for name, client in clients.items():
             url = client.expect(rf"^{self.kind}s?://([^\s/:]+)(?::(\d+))?$")
@@ -83,9 +89,33 @@ class Tinytun(Contender):
         """What the client's ``--server`` is, and what goes with it."""
         return [f"http://{server.host}:{server.port}"]
 
+    def _client_variables(self, name: str) -> dict[str, str]:
+        """What is added to the environment of the client for that service."""
+        return {}
+
     def _endpoint(self, server: Server, host: str) -> Endpoint:
         """Where the visitors of an HTTP tunnel go."""
         return Endpoint(server.ports["proxy"], host)
+
+
+class TinytunToken(Tinytun):
+    """All clients open their tunnels with one token."""
+
+    _file = Path()
+    _token = ""
+
+    def _server_options(self, ground: Ground, ports: dict[str, int]) -> list[str]:
+        self._file = Path(tempfile.mkdtemp(dir=ground.workspace.folder)) / "tokens.toml"
+        self._token = self._new_token("benchmark")
+        return ["--auth-file", str(self._file)]
+
+    def _new_token(self, label: str) -> str:
+        command = [sys.executable, str(BIN / "tinytun-server"), "token", "new", "--label", label]
+        command += ["--auth-file", str(self._file)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+
+    def _client_variables(self, name: str) -> dict[str, str]:
+        return {"TINYTUN_TOKEN": self._token}
 
 
 class TinytunTls(Tinytun):
