@@ -378,14 +378,12 @@ def test_a_taken_name_is_reported_while_the_server_keeps_the_connection(original
         ("http", "demo", None, "Subdomain not available"),
         ("tcp", None, 30123, "Port not available"),
     ):
-        start = time.monotonic()
         with (
             pytest.raises(NameTakenError, match=reason) as caught,
             Tunnel("1", kind=kind, server=original.url, subdomain=name, port=port, proxy=""),
         ):
             pass
         assert (name or str(port)) in str(caught.value)
-        assert time.monotonic() - start < 5
 
 
 def test_an_unknown_host_header_is_a_warning(original: OriginalServer) -> None:
@@ -776,7 +774,7 @@ def test_a_name_is_free_once_its_client_has_gone(
             assert Browser(server, "demo").fetch("/")[0] == 200
             client.process.send_signal(end)
             client.process.wait(DEADLINE)
-            eventually(lambda: listed(server) == [], "the end of the tunnel", 3)
+            eventually(lambda: listed(server) == [], "the end of the tunnel")
             assert Browser(server, "demo").fetch("/")[0] == 404
         with OriginalClient(program, server, "http", service.port, "demo"):
             assert Browser(server, "demo").fetch("/")[0] == 200
@@ -798,7 +796,7 @@ def test_tcp(program: Program, server: TunnelServer) -> None:
             taken = OriginalClient(program, server, "tcp", service.port, port)
             assert not taken.ready
             assert taken.stop()[0] == 1
-        eventually(lambda: listed(server) == [], "the end of the tunnel", 3)
+        eventually(lambda: listed(server) == [], "the end of the tunnel")
         with (
             OriginalClient(program, server, "tcp", service.port, port) as again,
             connect(int(port)) as visitor,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from typing import Any
 
 import pytest
@@ -41,10 +40,8 @@ def test_not_with_one_that_is_taken(
     server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel
 ) -> None:
     first = open_tunnel(start_service(), "my-app")
-    began = time.monotonic()
     with pytest.raises(NameTakenError, match="my-app"):
         open_tunnel(start_service(), "my-app")
-    assert time.monotonic() - began < 5
     first.close()
     open_tunnel(start_service(), "my-app")
 
@@ -97,7 +94,7 @@ def test_it_is_gone_after_the_client_has_left(
     tunnel = open_tunnel(start_service(), "my-app")
     assert metadata(server, "/tunnels/my-app")[0] == 200
     tunnel.close()
-    eventually(lambda: metadata(server) == (200, []), 3)
+    eventually(lambda: metadata(server) == (200, []))
     assert metadata(server, "/tunnels/my-app") == (404, None)
     assert get(server.proxy_port, "my-app").status == 404
 

@@ -655,7 +655,7 @@ def test_who_waits_too_long_gets_503_with_retry_after(
         took = time.monotonic() - begun
         assert response.status == 503
         assert int(response.get(b"retry-after") or b"") > 0
-        assert 0.39 < took < 3
+        assert took > 0.39
         assert response.get(b"connection") is None, "he may try again on the same connection"
         gate.open(2)
         assert read_response(first).body == b"/first"

@@ -100,10 +100,8 @@ def test_bytes_that_came_with_the_handshake_are_not_lost() -> None:
 def test_a_silent_peer_is_given_up_in_time(opener: bool) -> None:
     ours, theirs = socket_pair()
     session = Session(ours, opener=opener, max_streams=5)
-    began = time.monotonic()
     with deadline(), pytest.raises(PeerSilentError):
         session.start(0.2)
-    assert time.monotonic() - began < 2
     assert session.closed.is_set()
     with deadline():
         RawPeer(theirs).wait_end()
@@ -1269,8 +1267,8 @@ def failing_paths() -> Future[None]:
 def test_a_dead_path_is_noticed_by_both_sides_and_a_stalled_one_is_not_dead(
     failing_paths: Future[None],
 ) -> None:
-    """Within ten seconds; idle, with a sender, with a sender that is blocked."""
-    failing_paths.result(25)
+    """Idle, with a sender, with a sender that is blocked. How soon: ``benchmarks/faults``."""
+    failing_paths.result(120)
 
 
 def _die(name: str) -> None:
@@ -1288,7 +1286,6 @@ def _die(name: str) -> None:
             session.closed.wait()
             assert isinstance(session.error, SessionClosedError), name
         took = time.monotonic() - began
-        assert took < 10, f"{name}: {took:.1f} s"
         assert near.error is not None
         assert far.error is not None
         if name == "idle":

@@ -1,21 +1,21 @@
 """Visitors who abort by the thousand, who sit there, who come slowly: what is left, what others notice.
 
-The numbers are small here; `benchmarks` has the full ones, by the same functions.
+The numbers are small here; `benchmarks/faults` has the full ones, by the same functions, and how long others
+wait.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
 import pytest
-from conftest import OpenTunnel, StartServer, StartService
+from conftest import FastClock, OpenTunnel, StartServer, StartService
 from helpers import Process, fd_count, greenlet_count
 from server_process import ServerProcess
-from storms import abort_many, drip, idle, ordinary, percentile, slow_heads
+from storms import abort_many, drip, idle, ordinary, slow_heads
 from support import Peer, Service, answering, connect, eventually, get, request, reset, respond
 
 from tinytun_gevent.server import pool
@@ -133,19 +133,17 @@ def test_an_ordinary_visitor_is_served_beside_a_storm() -> None:
                 slow_heads(server.proxy_port, 75) as slow,
                 in_thread(abort_many, [server.proxy_port], 750) as storm,
             ):
-                took = []
+                ordinary(server.proxy_port, 10)
                 while storm.is_alive():
-                    took += ordinary(server.proxy_port, 10)
+                    ordinary(server.proxy_port, 10)
                     drip(slow)
                 assert sitting.still_open() == 50
-            assert len(took) >= 20
-            assert percentile(took, 0.99) < 1.0
         finally:
             process.kill()
 
 
 def test_idle_visitors_cost_little() -> None:
-    """In both processes together, and what a request waits for them."""
+    """In both processes together."""
     count = 600
     with ServerProcess().wait_serving() as server, Service(answering(lambda _: respond())) as service:
         process = Process("tinytun", "http", service.target, "-s", "demo", "--server", server.url)
@@ -157,27 +155,24 @@ def test_idle_visitors_cost_little() -> None:
             before = sum(program.memory_info().rss for program in programs)
             with idle(server.proxy_port, count) as crowd:
                 grown = sum(program.memory_info().rss for program in programs) - before
-                took = ordinary(server.proxy_port, 50)
+                ordinary(server.proxy_port, 10)
                 assert crowd.still_open() == count
             assert grown / count < 20 * 1024
-            assert percentile(took, 0.5) < 0.05
         finally:
             process.kill()
 
 
-@pytest.mark.usefixtures("fast_clock")
 def test_slow_heads_and_idle_visitors_are_let_go(
-    start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
+    fast_clock: FastClock, start_server: StartServer, start_service: StartService, open_tunnel: OpenTunnel
 ) -> None:
-    server = start_server(head_timeout=0.3, idle_timeout=0.3)
+    server = start_server()
     open_tunnel(start_service(), server=server)
     front = next(front for front in server.core.fronts if isinstance(front, Edge))
     with idle(server.proxy_port, 20) as sitting, slow_heads(server.proxy_port, 20) as slow:
-        began = time.monotonic()
-        while slow.still_open() or sitting.still_open():
+        for _ in range(100):
             drip(slow)
-            assert time.monotonic() - began < 5
-            threading.Event().wait(0.02)
+            fast_clock.forward(1)
+        eventually(lambda: not slow.still_open() and not sitting.still_open())
         for sock in slow.sockets:
             assert sock.recv(12) == b"HTTP/1.1 408"
         assert {sock.recv(1) for sock in sitting.sockets} == {b""}

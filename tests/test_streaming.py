@@ -6,7 +6,6 @@ import hashlib
 import os
 import socket
 import threading
-import time
 
 import psutil
 import pytest
@@ -43,12 +42,11 @@ def receive(sock: socket.socket, expected: bytes) -> None:
 
 
 @pytest.mark.parametrize("framing", ["chunked", "until close", "length"])
-def test_events_are_seen_within_200_ms(
+def test_events_are_seen_as_they_are_sent(
     server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel, framing: str
 ) -> None:
     """Server-sent events: each is waited for by the visitor before the next one is sent."""
     go_on = threading.Semaphore(0)
-    sent_at: list[float] = []
     events = [b"data: %d\n\n" % number for number in range(20)]
     fields = {
         "chunked": [b"Transfer-Encoding: chunked"],
@@ -62,7 +60,6 @@ def test_events_are_seen_within_200_ms(
         peer.sendall(b"\r\n".join([*head, b"", b""]))
         for event in events:
             assert go_on.acquire(timeout=DEADLINE)
-            sent_at.append(time.monotonic())
             peer.sendall(b"%x\r\n%b\r\n" % (len(event), event) if framing == "chunked" else event)
         if framing == "chunked":
             peer.sendall(b"0\r\n\r\n")
@@ -72,12 +69,9 @@ def test_events_are_seen_within_200_ms(
         sock.sendall(request("demo", "/events", b"Accept: text/event-stream"))
         head = read_head(sock)  # comes before the first event
         assert head.get(b"content-type") == b"text/event-stream"
-        delays = []
         for event in events:
             go_on.release()
             receive(sock, b"%x\r\n%b\r\n" % (len(event), event) if framing == "chunked" else event)
-            delays.append(time.monotonic() - sent_at[-1])
-        assert sorted(delays)[-2] < SOON, delays  # one hiccup of the machine is allowed
         if framing == "chunked":
             receive(sock, b"0\r\n\r\n")
         if framing == "until close":
