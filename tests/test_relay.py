@@ -173,7 +173,7 @@ def test_the_end_of_the_session_is_a_reset_for_the_visitor() -> None:
 
 def test_a_visitor_who_leaves_while_bytes_come_for_him_stops_them() -> None:
     with relayed() as end:
-        sender = gevent.spawn(end.far.stream.sendall, b"x" * (64 * MIB))
+        sender = gevent.spawn(lambda: end.far.stream.sendall(b"x" * (64 * MIB)))
         end.visitor.recv(10)
         end.visitor.close()  # with unread bytes: the kernel resets
         with deadline():
@@ -186,7 +186,7 @@ def test_a_visitor_who_leaves_while_his_bytes_wait_for_a_window_is_noticed() -> 
     """Nobody reads his socket then, so only its state can tell."""
     with relayed(hold=True) as end:
         set_reset(end.visitor)
-        sender = gevent.spawn(end.visitor.sendall, b"x" * (64 * MIB))
+        sender = gevent.spawn(lambda: end.visitor.sendall(b"x" * (64 * MIB)))
         wait_until(lambda: end.near.send_window == 0)
         sender.kill()
         end.visitor.close()
@@ -202,7 +202,7 @@ def test_a_visitor_who_half_closed_and_then_leaves_is_noticed(answering: bool) -
         end.far.wait_end()
         set_reset(end.visitor)
         end.visitor.close()
-        sender = gevent.spawn(end.far.stream.sendall, b"x" * (64 * MIB if answering else 0))
+        sender = gevent.spawn(lambda: end.far.stream.sendall(b"x" * (64 * MIB if answering else 0)))
         assert isinstance(end.far.wait_error(), StreamResetError)
         sender.kill()
         finish(end)
@@ -295,7 +295,7 @@ def test_a_visitor_who_does_not_read_holds_at_most_a_window_and_gets_everything_
 
 def test_a_stalled_visitor_delays_nobody_else_on_the_session() -> None:
     with relayed() as end:
-        gevent.spawn(end.far.stream.sendall, b"x" * (8 * MIB)).link_exception(lambda _: None)
+        gevent.spawn(lambda: end.far.stream.sendall(b"x" * (8 * MIB))).link_exception(lambda _: None)
         wait_until(lambda: end.far.stream.send_window == 0)
         near, far = end.pair.open()
         visitor, ours = socket_pair()

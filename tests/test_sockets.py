@@ -114,7 +114,7 @@ def test_bytes_go_both_ways_and_the_end_is_an_empty_read(pair: Any) -> None:
 
 def test_sendall_waits_for_a_slow_reader(pair: Any) -> None:
     end, other = pair
-    sender = gevent.spawn(end.sendall, bytes(8 * MIB))
+    sender = gevent.spawn(lambda: end.sendall(bytes(8 * MIB)))
     gevent.sleep(0.02)
     assert not sender.ready()
     got = 0
@@ -248,7 +248,7 @@ def test_one_may_read_while_another_writes() -> None:
     """A session's reader and its senders share one socket."""
     end, other = direct()
     reader = gevent.spawn(end.recv, 100)
-    writer = gevent.spawn(end.sendall, bytes(8 * MIB))
+    writer = gevent.spawn(lambda: end.sendall(bytes(8 * MIB)))
     gevent.sleep(0.01)
     other.sendall(b"for the reader")
     got = 0

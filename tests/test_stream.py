@@ -118,7 +118,7 @@ def test_nothing_is_delivered_after_the_end() -> None:
     """The Inbox of the helpers asserts it; the peer here sends on into the reset."""
     with session_pair() as pair:
         near, far = pair.open()
-        sender = gevent.spawn(near.stream.sendall, b"x" * (8 * MIB))
+        sender = gevent.spawn(lambda: near.stream.sendall(b"x" * (8 * MIB)))
         far.wait(100_000)
         far.stream.reset(CANCEL)
         count = len(far.received)
