@@ -60,7 +60,6 @@ def answered(name: str, value: str, **kwargs: str) -> str:
 def test_nothing_asked_for_is_nothing_made() -> None:
     assert rewriting_of(None, PUBLIC) is None
     assert rewriting_of(Options(), PUBLIC) is None
-    assert rewriting_of(Options(forwarded_host=False), PUBLIC) is None
 
 
 @pytest.mark.parametrize("name", ["Origin", "origin", "ORIGIN"])
