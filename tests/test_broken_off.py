@@ -81,6 +81,20 @@ def test_all_that_the_service_sent_arrives_and_then_a_reset(
     assert isinstance(error, ConnectionResetError)
 
 
+def test_a_request_behind_one_that_is_broken_off_is_not_waited_with(
+    server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    service = start_service(breaking_off(HEADS["length"]))
+    open_tunnel(service)
+    with visit(server.proxy_port) as sock:
+        sock.sendall(2 * request())
+        got, error = read_slowly(sock)
+        assert body_of(got) == BODY
+        assert isinstance(error, ConnectionResetError)
+        eventually(lambda: not front_of(server).visitors)
+    assert len(service.requests) == 1
+
+
 @pytest.mark.parametrize("minor", [0, 1])
 def test_what_a_reset_service_had_sent_arrives_before_the_reset(
     server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel, minor: int

@@ -478,8 +478,8 @@ class Visitor:
             self._wait()
 
     def _wait_delivered(self) -> None:
-        """Blocks until the exchange under way has ended, and the visitor's kernel has its answer."""
-        while self.exchange is not None or not (self.sink.idle or self.sink.done):
+        """Blocks until another exchange may begin: the visitor's kernel has the last one's answer."""
+        while self.exchange is not None or not (self.finished or self.sink.idle or self.sink.done):
             self._wait()
 
     def _wait(self) -> None:
