@@ -212,6 +212,27 @@ def test_a_file_that_changes_while_it_is_read_does_not_count(
     assert tokens.read is read, "it was read, and not believed"
 
 
+def test_a_file_that_changes_while_it_is_read_at_the_start_sends_nobody_away_for_good(
+    auth_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, text = tokens.read, auth_file.read_text()
+
+    def interrupted(config: ServerConfig) -> list[Grant]:
+        monkeypatch.setattr(tokens, "read", read)
+        os.truncate(auth_file, 0)
+        return read(config)
+
+    monkeypatch.setattr(tokens, "read", interrupted)
+    auth, now = found(auth_file), time.monotonic()
+    assert "it is being changed" in str(auth.problem)
+    with pytest.raises(TryLaterError):
+        auth.authenticate(BOB, "192.0.2.1")
+    auth_file.write_text(text)
+    for second in (1, 2):
+        look(auth, now + second)
+    assert knows(auth, BOB)
+
+
 def test_an_empty_file_counts_after_its_time_with_a_warning(
     auth_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -105,8 +105,14 @@ class Auth:
             self._change.look(mark, time.monotonic())
         else:
             self._change.take(mark)
-        if self._try(lambda: tokens.read(self._config)) and mark is not None and mark.is_empty:
-            log.warning("AUTH_FILE=%s is empty; nobody has access", self._path)
+        try:
+            read = self._try(lambda: tokens.read_settled(self._config, mark))
+        except tokens.UnsteadyFileError as error:
+            self.problem = UsageError(f"AUTH_FILE={self._path}: {error}")
+            log.error("%s; nobody has access", self.problem)
+        else:
+            if read and mark is not None and mark.is_empty:
+                log.warning("AUTH_FILE=%s is empty; nobody has access", self._path)
 
     def tick(self, now: float) -> None:
         """Looks whether the file has changed, and whether a token has expired."""
@@ -181,7 +187,7 @@ class Auth:
         self._next_expiry = min((expires for expires in ahead if expires >= now), default=math.inf)
 
     def _changed(self) -> None:
-        if self.on_change is not None:
+        if self.on_change is not None and self.is_settled:
             self.on_change()
 
     # -- asked by the listener ------------------------------------------------
