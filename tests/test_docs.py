@@ -20,13 +20,16 @@ from tinytun_gevent.client import command, credentials, state
 from tinytun_gevent.client import config as client_config
 from tinytun_gevent.server import config as server_config
 from tinytun_gevent.server.metrics import METRICS
+from tinytun_gevent.wire.options import Options, Rewrite
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tinytun_gevent"
 README = (ROOT / "README.md").read_text("utf-8")
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text("utf-8")
-DOCUMENTS = sorted(ROOT.glob("*.md"))
+FRAMEWORKS = (ROOT / "docs" / "frameworks.md").read_text("utf-8")
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 DEFAULT = re.compile(r" \[default: (.*)\]$| \(default: (.*)\)$|; default: (\S+)$")
 
@@ -174,6 +177,26 @@ def test_every_command_in_the_readme_is_understood() -> None:
             arguments = cli.parse("tinytun-server", cli.SERVER, words[start + 1 :])
             if not arguments["token"]:
                 server_config.ServerConfig.from_environ(environ, cli.server_overrides(arguments))
+
+
+def test_what_to_say_for_a_framework_is_understood() -> None:
+    table = rows(FRAMEWORKS, "Framework", "Say", "Or tell the framework", "Tried with")
+    assert len(table) == 8
+    for _, said, _, tried in table:
+        assert tried
+        program, *words = shlex.split(said)
+        assert program == "tinytun"
+        client_config.config_from_arguments(cli.parse("tinytun", cli.CLIENT, words), {})
+
+
+def test_every_option_of_a_connect_is_in_the_protocol() -> None:
+    described = [name for name, _ in rows(PROTOCOL, "option", "meaning")]
+    known = [
+        f"{name}.{inner}" if name == "rewrite" else name
+        for name in Options.__struct_fields__
+        for inner in (Rewrite.__struct_fields__ if name == "rewrite" else ("",))
+    ]
+    assert described == known
 
 
 def test_the_library_example_runs(tmp_path: Path) -> None:

@@ -72,10 +72,11 @@ class Forwarder:
         if isinstance(route, Tunnel):
             self._enter(self._core.pool_of(route), forwarding.client)
             override = route.host_header.encode() if route.host_header else None
+            fields = None
             if route.rewriting is not None:
                 exchange.links = route.rewriting.links(request, forwarding)
-                request, forwarding = route.rewriting.request(request, forwarding)
-            head = http1.build_request_head(request, forwarding, override)
+                fields, forwarding = route.rewriting.request(request, forwarding)
+            head = http1.build_request_head(request, forwarding, override, fields=fields)
             rate = exchange.visitor.sink.rate
             if rate is not None:
                 rate.pass_all(len(head))

@@ -257,13 +257,18 @@ def _part_claims(fields: Fields) -> tuple[Fields, Fields]:
 
 
 def build_request_head(
-    head: RequestHead, forwarding: Forwarding, host_override: bytes | None = None, *, http10: bool = False
+    head: RequestHead,
+    forwarding: Forwarding,
+    host_override: bytes | None = None,
+    *,
+    fields: Fields | None = None,
+    http10: bool = False,
 ) -> bytes:
     """Return the head that the local service gets.
 
     ``host_override`` replaces the Host field (the tunnel's ``x-tinytun-host-header``); the
-    visitor's own is in X-Forwarded-Host either way. A request of an HTTP/1.0 visitor, or any
-    with ``http10``, goes out as HTTP/1.0 with ``Connection: close``.
+    visitor's own is in X-Forwarded-Host either way. ``fields`` replace those of the head. A request
+    of an HTTP/1.0 visitor, or any with ``http10``, goes out as HTTP/1.0 with ``Connection: close``.
     """
     http10 = http10 or head.minor == 0
     if http10 and head.length == CHUNKED:
@@ -278,7 +283,7 @@ def build_request_head(
         head.target,
         0 if http10 else 1,
         host_override or head.host_field,
-        rules.lines(head.fields),
+        rules.lines(head.fields if fields is None else fields),
         forwarding.lines(head.host_field),
         connection,
     )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from tinytun_gevent.wire.fields import Fields
@@ -44,43 +45,35 @@ def rewriting_of(options: Options | None, published: str | None) -> Rewriting | 
 class Rewriting:
     """What one tunnel asked to have rewritten; made once, used for each of its requests."""
 
-    __slots__ = ("_forwarded_host", "_links", "_published", "_requests", "_target")
+    __slots__ = ("_forwarded_host", "_links", "_origin", "_published", "_requests", "_target")
 
     def __init__(self, options: Options, published: str | None) -> None:
         """See `rewriting_of`."""
         rewrite = options.rewrite
         self._target = parse_origin(rewrite.origin.encode()) if rewrite is not None else None
+        #: The same as an ``Origin`` field has it.
+        self._origin = b"" if self._target is None else bytes(self._target)
         self._requests = rewrite is not None and rewrite.requests
         self._links = rewrite is not None and rewrite.links
         self._forwarded_host = options.forwarded_host
         self._published = parse_origin((published or "").rstrip("/").encode())
 
-    def request(self, head: RequestHead, forwarding: Forwarding) -> tuple[RequestHead, Forwarding]:
-        """The head and the forwarding fields that the service gets; neither argument is changed."""
-        if self._requests and self._target is not None:
-            own = self._own(public_origin(head, forwarding))
-            head = replace(head, fields=request_fields(head.fields, own, self._target))
+    def request(self, head: RequestHead, forwarding: Forwarding) -> tuple[Fields, Forwarding]:
+        """The fields that the service gets, those about forwarding apart; neither argument is changed."""
+        fields = head.fields
+        if self._requests:
+            own = own_origins(public_origin(head, forwarding), self._published)
+            fields = request_fields(fields, own, self._origin)
         if not self._forwarded_host:
             forwarding = replace(forwarding, tells_origin=False)
-        return head, forwarding
+        return fields, forwarding
 
     def links(self, head: RequestHead, forwarding: Forwarding) -> Links | None:
         """What becomes of the links in the answers to a request; None if they stay as they are."""
         public = public_origin(head, forwarding)
         if not self._links or self._target is None or public is None:
             return None
-        return Links(self._target, public, self._published)
-
-    def _own(self, public: Origin | None) -> frozenset[Origin]:
-        """The origins that are the tunnel's: the one that the visitor asked, and the published one.
-
-        The latter is what browsers see where a proxy in front, that nobody told the server of, ends TLS. A
-        plain one never counts for a visitor by TLS: anybody on the way may write pages of that.
-        """
-        published = self._published
-        if public is not None and public.scheme == b"https" and published and published.scheme == b"http":
-            published = None
-        return frozenset(origin for origin in (public, published) if origin is not None)
+        return _links(self._target, public, self._published)
 
 
 def public_origin(head: RequestHead, forwarding: Forwarding) -> Origin | None:
@@ -89,26 +82,41 @@ def public_origin(head: RequestHead, forwarding: Forwarding) -> Origin | None:
     return parse_origin(b"%b://%b" % (forwarding.proto.encode(), host))
 
 
-def request_fields(fields: Fields, own: frozenset[Origin], target: Origin) -> Fields:
-    """``fields`` with an ``Origin`` and ``Referer`` of ``own`` made ``target``'s."""
-    written = []
-    for pair in fields:
-        name, value = pair
+@lru_cache(maxsize=1024)
+def own_origins(public: Origin | None, published: Origin | None) -> frozenset[Origin]:
+    """The origins that are the tunnel's: the one that the visitor asked, and the published one.
+
+    The latter is what browsers see where a proxy in front, that nobody told the server of, ends TLS. A plain
+    one never counts for a visitor by TLS: anybody on the way may write pages of that.
+    """
+    if public is not None and public.scheme == b"https" and published and published.scheme == b"http":
+        published = None
+    return frozenset(origin for origin in (public, published) if origin is not None)
+
+
+def request_fields(fields: Fields, own: frozenset[Origin], target: bytes) -> Fields:
+    """``fields``, or a copy of them with an ``Origin`` and ``Referer`` of ``own`` made ``target``'s."""
+    written = fields
+    for index, (name, value) in enumerate(fields):
         key = name.lower()
         if key == b"origin":
-            pair = name, bytes(target) if parse_origin(value.rstrip(b" \t")) in own else value
+            rewritten = target if parse_origin(value.rstrip(b" \t")) in own else value
         elif key == b"referer":
-            pair = name, rewrite_url(value, own, target)
-        written.append(pair)
+            rewritten = rewrite_url(value, own, target)
+        else:
+            continue
+        if rewritten is not value:
+            written = fields.copy() if written is fields else written
+            written[index] = name, rewritten
     return written
 
 
-def rewrite_url(value: bytes, own: frozenset[Origin], target: Origin) -> bytes:
+def rewrite_url(value: bytes, own: frozenset[Origin], target: bytes) -> bytes:
     """The same path at ``target``, if ``value`` is an absolute URL of ``own``; otherwise ``value``."""
     match = _URL.fullmatch(value)
     if match is None or match[1] is None or parse_origin(b"%b//%b" % (match[1], match[2])) not in own:
         return value
-    return bytes(target) + match[3]
+    return target + match[3]
 
 
 class Links:
@@ -128,12 +136,14 @@ class Links:
             self._secure = published
 
     def fields(self, fields: Fields) -> Fields:
-        """A response's ``fields``, with its links made public."""
-        return [(name, self._rewritten(name.lower(), value)) for name, value in fields]
-
-    def _rewritten(self, name: bytes, value: bytes) -> bytes:
-        rewrite = _RESPONSE_FIELDS.get(name)
-        return value if rewrite is None else rewrite(self, value)
+        """A response's ``fields``, or a copy of them with its links made public."""
+        written = fields
+        for index, (name, value) in enumerate(fields):
+            rewrite = _RESPONSE_FIELDS.get(name.lower())
+            if rewrite is not None:
+                written = fields.copy() if written is fields else written
+                written[index] = name, rewrite(self, value)
+        return written
 
     def link(self, value: bytes) -> bytes:
         """``Location`` and ``Content-Location``: ``scheme://host[:port]…`` or ``//host[:port]…``."""
@@ -175,6 +185,8 @@ class Links:
 def _covers(domain: bytes, host: bytes) -> bool:
     return bool(domain) and (host == domain or host.endswith(b"." + domain))
 
+
+_links = lru_cache(maxsize=1024)(Links)  # they depend on the visitor's scheme and host only
 
 _RESPONSE_FIELDS: Final[dict[bytes, Callable[[Links, bytes], bytes]]] = {
     b"location": Links.link,
