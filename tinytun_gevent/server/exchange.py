@@ -18,11 +18,12 @@ from tinytun_gevent.errors import (
     SessionError,
     StreamResetError,
 )
+from tinytun_gevent.server.deferred import Deferred
 from tinytun_gevent.server.pages import Failure, new_request_id
 from tinytun_gevent.stream import CANCEL
 from tinytun_gevent.wire import http1
 from tinytun_gevent.wire.answer_codes import AnswerCode, start_code
-from tinytun_gevent.wire.body import Body, Bytes, UntilCloseBody, body_of, taken_of
+from tinytun_gevent.wire.body import Body, Bytes, UntilCloseBody, body_of, feed_some, taken_of
 
 if TYPE_CHECKING:
     from tinytun_gevent.registry import Tunnel
@@ -165,15 +166,21 @@ class Exchange:
     # -- the receiver ---------------------------------------------------------
 
     def data(self, view: memoryview) -> None:
+        used = self.take(view)
+        if used < len(view) and self.stream is not None:
+            Deferred(self, self.stream, view[used:])
+
+    def take(self, view: memoryview) -> int:
+        """Takes received bytes: how many, which are fewer than there are where they take long."""
         try:
             if self.upgraded:
                 self.visitor.sink.write(view, len(view))
-            elif self._framed:
+            elif self._framed or self.over:
                 self._excess(len(view))
             elif self._body is not None:
-                self._take_body(self._body, view)
+                return self._take_body(self._body, view)
             else:
-                self._take_heads(view)
+                return self._take_heads(view)
         except MessageError as error:
             self._malformed(error)
         except Exception:
@@ -181,6 +188,7 @@ class Exchange:
             fields = {"request_id": failure.request_id}
             log.exception("request %s failed by an internal error", failure.request_id, extra=fields)
             self.fail(failure)
+        return len(view)
 
     def eof(self) -> None:
         if self.over or self._framed:
@@ -216,9 +224,9 @@ class Exchange:
 
     # -- heads ----------------------------------------------------------------
 
-    def _take_heads(self, view: memoryview) -> None:
-        """Looks for the response's head, passing interim ones on (RFC 9110 §15.2)."""
-        limits = self.visitor.answer_limits
+    def _take_heads(self, view: memoryview) -> int:
+        """Looks for the response's head, passing interim ones on (RFC 9110 §15.2); as :meth:`take`."""
+        limits, size = self.visitor.answer_limits, len(view)
         while view:
             held = len(self._partial)
             head = self._partial
@@ -230,7 +238,7 @@ class Exchange:
                 if len(head) > limits.bytes:
                     raise http1.response_too_large(limits.bytes)
                 self._consumed(len(view))
-                return
+                return size
             self._partial = bytearray()
             credit, view = end - held, view[end - held :]
             response = http1.parse_response_head(
@@ -239,12 +247,12 @@ class Exchange:
             if self.links is not None:
                 response.fields = self.links.fields(response.fields)
             if response.status >= 200:
-                self._begin(response, view, credit)
-                return
+                return size - self._begin(response, view, credit)
             if response.status == 101:
                 self._switch(response, view, credit)
-                return
+                return size
             self._pass_interim(response, credit)
+        return size
 
     def _pass_interim(self, response: http1.ResponseHead, credit: int) -> None:
         self._interim += 1
@@ -255,8 +263,8 @@ class Exchange:
             return
         self.visitor.sink.write(http1.build_response_head(response, close=False, minor_visitor=1), credit)
 
-    def _begin(self, response: http1.ResponseHead, rest: memoryview, credit: int) -> None:
-        """Sends the final head, and with it what came of the body."""
+    def _begin(self, response: http1.ResponseHead, rest: memoryview, credit: int) -> int:
+        """Sends the final head, and with it what came of the body; how much of that has to wait."""
         self.response = response
         self.status = response.status
         if response.length == http1.UNTIL_CLOSE or not self.request_sent or self.visitor.draining:
@@ -267,7 +275,7 @@ class Exchange:
             used, whole = response.length, True
         else:
             body = self._body = body_of(response.length, response=True, withheld=response.withheld)
-            used = body.feed(rest) if rest else 0
+            used = feed_some(body, rest) if rest else 0
             whole = body.done
         self.started = True
         self.response_bytes += used
@@ -278,10 +286,12 @@ class Exchange:
         else:
             sink.write(head, credit)
             self._pass_body(rest, used, None if body is None else body.rewritten)
-        if whole:
-            self._finish_body()
-            if used < len(rest):
-                self._excess(len(rest) - used)
+        if not whole:
+            return len(rest) - used
+        self._finish_body()
+        if used < len(rest):
+            self._excess(len(rest) - used)
+        return 0
 
     def _switch(self, response: http1.ResponseHead, rest: memoryview, credit: int) -> None:
         """The service agreed to an upgrade: the connection is opaque from here on."""
@@ -299,14 +309,16 @@ class Exchange:
 
     # -- bodies ---------------------------------------------------------------
 
-    def _take_body(self, body: Body, view: memoryview) -> None:
-        used = body.feed(view)
+    def _take_body(self, body: Body, view: memoryview) -> int:
+        used = feed_some(body, view)
         self.response_bytes += used
         self._pass_body(view, used, body.rewritten)
-        if body.done:
-            self._finish_body()
-            if used < len(view):
-                self._excess(len(view) - used)
+        if not body.done:
+            return used
+        self._finish_body()
+        if used < len(view):
+            self._excess(len(view) - used)
+        return len(view)
 
     def _pass_body(self, view: memoryview, used: int, pieces: list[Bytes] | None) -> None:
         """Delivers the first ``used`` bytes of a view, or the pieces that stand for them."""

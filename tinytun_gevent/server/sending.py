@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-
-import gevent
+from typing import Final
 
 from tinytun_gevent.errors import SessionClosedError, SessionError, StreamLimitError
 from tinytun_gevent.relay import send_some
@@ -13,8 +12,11 @@ from tinytun_gevent.server.exchange import Exchange
 from tinytun_gevent.server.pages import Failure
 from tinytun_gevent.sockets import End
 from tinytun_gevent.stream import Upstream
-from tinytun_gevent.wire.body import ChunkedBody, LengthBody, taken_of
-from tinytun_gevent.wire.chunked import LINES_AT_ONCE
+from tinytun_gevent.turns import let_others_run
+from tinytun_gevent.wire.body import ChunkedBody, LengthBody, feed_some, taken_of
+
+SLICE: Final = 16 * 1024
+"""Bytes of a chunked body, read already, that are copied to be looked at: others have a turn after a part."""
 
 
 def send_request(exchange: Exchange, stream: Upstream, head: bytes, source: End, buffer: bytearray) -> None:
@@ -86,8 +88,8 @@ class BodySource:
         """The part of the body that was read already."""
         if not self._buffer:
             return b""
-        data = bytes(self._buffer)
-        used = self._feed(data)
+        data = bytes(self._buffer if isinstance(self._body, LengthBody) else self._buffer[:SLICE])
+        used = feed_some(self._body, data)
         del self._buffer[:used]
         return taken_of(self._body, data, used)
 
@@ -95,7 +97,7 @@ class BodySource:
         if self._ready:
             return
         if self._buffer:
-            gevent.sleep(0)
+            let_others_run()
         else:
             self._end.wait_readable()
 
@@ -110,7 +112,7 @@ class BodySource:
                 got = self._end.recv_now(view[: self._most])
                 if got <= 0:
                     return got
-                used = self._feed(view[:got])
+                used = feed_some(self._body, view[:got])
                 self._buffer += view[used:got]
                 if self._body.rewritten is None:
                     return used or -1
@@ -126,11 +128,6 @@ class BodySource:
             self.wait_readable()
             if (got := self.recv_now(part)) >= 0:
                 return bytes(part[:got])
-
-    def _feed(self, view: bytes | memoryview) -> int:
-        if isinstance(self._body, ChunkedBody):
-            return self._body.feed(view, LINES_AT_ONCE)
-        return self._body.feed(view)
 
 
 def send_whole(exchange: Exchange, stream: Upstream, request: bytes) -> None:

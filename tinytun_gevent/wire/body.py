@@ -16,10 +16,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from tinytun_gevent.errors import MessageError
-from tinytun_gevent.wire.chunked import Bytes, ChunkedBody
+from tinytun_gevent.wire.chunked import LINES_AT_ONCE, Bytes, ChunkedBody
 from tinytun_gevent.wire.fields import CHUNKED
 
-__all__ = ["Body", "Bytes", "ChunkedBody", "LengthBody", "UntilCloseBody", "body_of", "taken_of"]
+__all__ = ["Body", "Bytes", "ChunkedBody", "LengthBody", "UntilCloseBody", "body_of", "feed_some", "taken_of"]
 
 
 class Body(Protocol):
@@ -90,6 +90,11 @@ def body_of(length: int, *, response: bool = False, withheld: frozenset[bytes] =
     if length >= 0:
         return LengthBody(length, response=response)
     return ChunkedBody(response, withheld) if length == CHUNKED else UntilCloseBody()
+
+
+def feed_some(body: Body, view: Bytes) -> int:
+    """Feed a body as much of ``view`` as is good before others have a turn; how much. The rest comes next."""
+    return body.feed(view, LINES_AT_ONCE) if isinstance(body, ChunkedBody) else body.feed(view)
 
 
 def taken_of(body: Body, view: Bytes, taken: int) -> bytes:

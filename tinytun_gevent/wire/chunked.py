@@ -38,9 +38,9 @@ MAX_TRAILER: Final = 16 * 1024
 """Bytes of a trailer section: what a request head may have."""
 MAX_TRAILER_FIELDS: Final = 100
 
-LINES_AT_ONCE: Final = 1024
-"""Lines that are looked at before others have a turn, some milliseconds' work: one read may hold tens of
-thousands of chunks of one byte. In ordinary traffic it holds some dozens."""
+LINES_AT_ONCE: Final = 64
+"""Lines that are looked at before others have a turn, some tenths of a millisecond's work: one read may hold
+tens of thousands of chunks of one byte. In ordinary traffic it holds some dozens."""
 
 SEGMENT: Final = 256
 """Bytes of an incomplete line that are looked at in one go, a few times what is usual."""
