@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import pytest
 from hypothesis import HealthCheck, settings
-from support import Script, Service, connect, eventually, read_response, request, respond
+from support import DEADLINE, Script, Service, connect, eventually, read_response, request, respond
 
 from tinytun_gevent import Tunnel, TunnelServer
 from tinytun_gevent.client.state import DIRECTORY_VARIABLE
@@ -53,16 +53,32 @@ class OpenTunnel(Protocol):
     ) -> Tunnel: ...
 
 
+PATIENT = (
+    "handshake_timeout",
+    "head_timeout",
+    "park_seconds",
+    "proxy_header_timeout",
+    "queue_timeout",
+    "stream_timeout",
+)
+"""What a server has a few seconds for, and a busy machine may need more for."""
+
+
 @pytest.fixture
 def start_server() -> Iterator[StartServer]:
-    """Starts servers on kernel-chosen loopback ports; ``overrides`` are fields of ServerConfig."""
+    """Starts servers on kernel-chosen loopback ports; ``overrides`` are fields of ServerConfig.
+
+    They are as patient as the tests, unless they are told otherwise.
+    """
     servers: list[TunnelServer] = []
 
     def start(**overrides: Any) -> TunnelServer:
         config: dict[str, Any] = dict.fromkeys(
             ("connection_port", "proxy_port", "tcp_proxy_port", "metadata_port"), 0
         )
-        config |= {"bind": "127.0.0.1", "base_domains": "localhost"} | overrides
+        config |= (
+            {"bind": "127.0.0.1", "base_domains": "localhost"} | dict.fromkeys(PATIENT, DEADLINE) | overrides
+        )
         server = TunnelServer(**config)
         servers.append(server)
         return server.start()
@@ -74,7 +90,7 @@ def start_server() -> Iterator[StartServer]:
 
 @pytest.fixture
 def server(start_server: StartServer) -> TunnelServer:
-    """A server with the default configuration, base domain ``localhost``."""
+    """A server with the default configuration, but for its patience; base domain ``localhost``."""
     return start_server()
 
 

@@ -38,6 +38,19 @@ CHOSEN_BY_THE_KERNEL = {
     "BASE_DOMAIN": "localhost",
 }
 
+PATIENT = dict.fromkeys(
+    (
+        "HANDSHAKE_TIMEOUT",
+        "HEAD_TIMEOUT",
+        "PARK_SECONDS",
+        "PROXY_HEADER_TIMEOUT",
+        "QUEUE_TIMEOUT",
+        "STREAM_TIMEOUT",
+    ),
+    str(DEADLINE),
+)
+"""What a server has a few seconds for, and a busy machine may need more for."""
+
 
 STATE = Path(tempfile.mkdtemp(prefix="tinytun-"))
 """For the state of servers that are not a `ServerProcess`: nothing of a test may stay on the machine."""
@@ -49,7 +62,7 @@ def environment(**variables: str) -> dict[str, str]:
     """This process's environment with a server's variables in it, and no others of a server."""
     ours = {"PATH", "HOME", "TMPDIR", "LANG", "VIRTUAL_ENV", "SYSTEMROOT"}
     kept = {k: v for k, v in os.environ.items() if k in ours}
-    return {**kept, "STATE_DIRECTORY": str(STATE), **CHOSEN_BY_THE_KERNEL, **variables}
+    return {**kept, "STATE_DIRECTORY": str(STATE), **CHOSEN_BY_THE_KERNEL, **PATIENT, **variables}
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float = DEADLINE) -> Any:

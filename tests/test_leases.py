@@ -16,6 +16,7 @@ from h2.events import ConnectionTerminated, DataReceived
 from helpers import free_tunnel_ports
 from raw_client import GOAWAY, RawClient
 from support import (
+    DEADLINE,
     Response,
     connect,
     eventually,
@@ -50,7 +51,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def server(start_server: StartServer) -> TunnelServer:
-    return start_server(park_seconds=5, lease_seconds=10)
+    return start_server(park_seconds=DEADLINE, lease_seconds=2 * DEADLINE)
 
 
 def lose(client: RawClient) -> None:
@@ -324,7 +325,7 @@ def test_visitors_are_told_when_the_owner_says_goodbye(
             waiting: Later = pool.submit(get, server.proxy_port)
             eventually(lambda: parked(server) == 1)
             again.goaway()
-            assert waiting.result(2).status == 503
+            assert waiting.result(DEADLINE / 2).status == 503
 
 
 @pytest.mark.parametrize("method", [b"GET", b"PUT"])

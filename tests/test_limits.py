@@ -306,12 +306,12 @@ def echo(peer: Peer) -> None:
 
 def answers(port: int, timeout: float = DEADLINE) -> bool:
     """Whether a TCP visitor gets an echo; False if he is cut off, TimeoutError if he waits."""
-    with connect(port, timeout=timeout) as visitor:
-        visitor.sendall(b"hello")
-        try:
+    try:
+        with connect(port, timeout=timeout) as visitor:
+            visitor.sendall(b"hello")
             return visitor.recv(5) == b"hello"
-        except ConnectionResetError:
-            return False
+    except (BrokenPipeError, ConnectionResetError):
+        return False
 
 
 def test_tcp_connects_beyond_the_rate_wait_for_their_turn(

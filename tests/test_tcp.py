@@ -9,11 +9,10 @@ import random
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import OpenTunnel, StartServer, StartService
+from conftest import FastClock, OpenTunnel, StartServer, StartService
 from h2.events import RequestReceived, StreamEnded
 from helpers import MIB, RawPeer, data_frame, free_tunnel_ports, headers_frame
 from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, SettingsFrame
@@ -165,15 +164,14 @@ def test_visitors_that_are_there_finish_while_the_port_is_free_already(
         assert read_exactly(visitor, 6) == b"before"
         closing = threading.Thread(target=tunnel.close)
         closing.start()
-        eventually(lambda: server.registry.find_port(port) is None, 2)
-        eventually(lambda: not is_bound(port), 2)
+        eventually(lambda: server.registry.find_port(port) is None)
+        eventually(lambda: not is_bound(port))
         visitor.sendall(b"after")
         assert read_exactly(visitor, 5) == b"after"
         visitor.shutdown(socket.SHUT_WR)
         assert visitor.recv(10) == b""
-        began = time.monotonic()
         closing.join(DEADLINE)
-        assert time.monotonic() - began < 3
+        assert not closing.is_alive()
 
 
 @pytest.mark.parametrize(("kind", "listens"), [("tcp", False), ("tcp_port", True)])
@@ -287,17 +285,21 @@ def test_the_end_of_the_client_is_a_reset_for_its_visitors(
 def test_visitors_beyond_the_limit_wait_their_turn_and_not_for_ever(
     start_server: StartServer, open_tcp: Callable[..., Tunnel]
 ) -> None:
-    server = start_server(queue_timeout=1, tcp_ports=PORTS)
-    port = port_of(open_tcp(server=server, concurrency=1))
-    with connect(port) as first, connect(port) as second, connect(port) as third:
+    patient, brief = (start_server(queue_timeout=seconds, tcp_ports=PORTS) for seconds in (DEADLINE, 0.2))
+    port = port_of(open_tcp(server=patient, concurrency=1))
+    with connect(port) as first, connect(port) as second:
         first.sendall(b"1")
         assert read_exactly(first, 1) == b"1"
-        began = time.monotonic()
         second.sendall(b"2")
         first.shutdown(socket.SHUT_WR)
         assert read_exactly(second, 1) == b"2"
-        assert ends_with_reset(third)
-        assert 0.8 < time.monotonic() - began < 3
+    port = port_of(open_tcp(server=brief, concurrency=1))
+    with connect(port) as first, connect(port) as second:
+        first.sendall(b"1")
+        assert read_exactly(first, 1) == b"1"
+        assert ends_with_reset(second)
+        first.sendall(b"1")
+        assert read_exactly(first, 1) == b"1"
 
 
 def test_a_visitor_who_has_half_closed_is_refused_and_tried_again(server: TunnelServer) -> None:
@@ -337,24 +339,20 @@ def test_a_refused_visitor_gets_another_stream_unless_his_bytes_are_gone(
 
 
 def test_an_idle_visitor_is_ended_if_a_limit_is_set_and_a_busy_one_is_not(
-    start_server: StartServer, open_tcp: Callable[..., Tunnel]
+    fast_clock: FastClock, start_server: StartServer, open_tcp: Callable[..., Tunnel]
 ) -> None:
-    server = start_server(tunnel_idle_timeout=1, tcp_ports=PORTS)
+    server = start_server(tunnel_idle_timeout=300, tcp_ports=PORTS)
     port = port_of(open_tcp(server=server))
     with connect(port) as idle, connect(port) as busy:
-        began = time.monotonic()
-        ended = threading.Event()
-
-        def wait() -> None:
-            if ends_with_reset(idle):
-                ended.set()
-
-        threading.Thread(target=wait, daemon=True).start()
-        while not ended.wait(0.1):
-            assert time.monotonic() - began < 5, "the idle visitor is still there"
+        idle.sendall(b"x")
+        assert read_exactly(idle, 1) == b"x"
+        for _ in range(5):
             busy.sendall(b"x")
             assert read_exactly(busy, 1) == b"x"
-        assert time.monotonic() - began > 1
+            fast_clock.forward(100)
+        assert ends_with_reset(idle)
+        busy.sendall(b"x")
+        assert read_exactly(busy, 1) == b"x"
 
 
 def test_sixty_visitors_at_once_get_their_own_bytes(
@@ -569,11 +567,9 @@ def test_who_is_not_trusted_is_not_even_read(
         assert read_exactly(visitor, 2) == b"hi"
 
 
-def test_a_header_that_does_not_come_ends_the_connection_in_time(start_server: StartServer) -> None:
+def test_a_header_that_does_not_come_ends_the_connection(start_server: StartServer) -> None:
     server = start_server(proxy_header_timeout=0.5, trusted_proxies="127.0.0.1")
-    began = time.monotonic()
     with connect(server.tcp_proxy_port) as silent, connect(server.tcp_proxy_port) as slow:
         slow.sendall(b"PROXY TCP4 ")
         ends_with_reset(silent)
         ends_with_reset(slow)
-    assert time.monotonic() - began < 3

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from conftest import OpenTunnel, StartServer, StartService
+from conftest import FastClock, OpenTunnel, StartServer, StartService
 from support import (
+    DEADLINE,
     Peer,
     answering,
     connect,
@@ -31,9 +32,6 @@ from websockets.sync.server import ServerConnection, serve
 
 from tinytun_gevent import TunnelServer
 from tinytun_gevent.server import edge
-
-IDLE = 30.0
-"""Seconds that a WebSocket must survive without a byte."""
 
 
 def edge_of(server: TunnelServer) -> edge.Edge:
@@ -93,7 +91,7 @@ def test_messages_of_all_sizes_come_back(server: TunnelServer) -> None:
             websocket.send(message)
             assert websocket.recv(20) == message, size
         websocket.send("text ✓")
-        assert websocket.recv(10) == "text ✓"
+        assert websocket.recv(DEADLINE) == "text ✓"
 
 
 @pytest.mark.usefixtures("websocket_port")
@@ -103,7 +101,7 @@ def test_many_websockets_at_once(server: TunnelServer) -> None:
         for number, websocket in enumerate(websockets):
             websocket.send(f"hello {number}")
         for number, websocket in enumerate(websockets):
-            assert websocket.recv(10) == f"hello {number}"
+            assert websocket.recv(DEADLINE) == f"hello {number}"
         assert streams_of(server) == 20
     eventually(lambda: edge_of(server).visitors == 0, what="the visitors' greenlets end")
     eventually(lambda: streams_of(server) == 0, what="the streams end")
@@ -115,7 +113,7 @@ def test_close_codes_of_the_service_arrive(server: TunnelServer, code: int, reas
     with open_websocket(server) as websocket:
         websocket.send(f"close {code} {reason}")
         with pytest.raises(ConnectionClosed) as closed:
-            websocket.recv(10)
+            websocket.recv(DEADLINE)
         assert closed.value.rcvd is not None
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (code, reason)
 
@@ -126,7 +124,7 @@ def test_close_codes_of_the_visitor_arrive(server: TunnelServer, open_tunnel: Op
 
     def handle(connection: ServerConnection) -> None:
         with pytest.raises(ConnectionClosed) as end:
-            connection.recv(10)
+            connection.recv(DEADLINE)
         if end.value.rcvd is not None:
             closed.append((end.value.rcvd.code, end.value.rcvd.reason))
         done.set()
@@ -147,7 +145,7 @@ def test_close_codes_of_the_visitor_arrive(server: TunnelServer, open_tunnel: Op
 def test_a_lost_visitor_ends_the_service_s_connection(server: TunnelServer) -> None:
     with open_websocket(server) as websocket:
         websocket.send("x")
-        assert websocket.recv(10) == "x"
+        assert websocket.recv(DEADLINE) == "x"
         # Closing the descriptor behind the library's back would leave its thread in recv.
         abort = struct.pack("ii", 1, 0)
         websocket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, abort)
@@ -175,31 +173,34 @@ def test_a_visitor_who_leaves_before_the_service_answers_is_noticed(
     eventually(lambda: streams_of(server) == 0 and edge_of(server).visitors == 0)
 
 
-@pytest.mark.usefixtures("websocket_port")
-def test_a_websocket_survives_30_idle_seconds(server: TunnelServer, open_tunnel: OpenTunnel) -> None:
-    """Nothing is sent by anybody but the session's own PING, which finds the path still good."""
-    with open_websocket(server) as websocket, open_websocket(server) as watched:
-        websocket.send("before")
-        assert websocket.recv(10) == "before"
-        with pytest.raises(TimeoutError):
-            watched.recv(IDLE)
-        websocket.send("after")
-        assert websocket.recv(10) == "after"
-
-
-def test_tunnel_idle_timeout_ends_idle_upgraded_connections(
-    start_server: StartServer, open_tunnel: OpenTunnel, fast_clock: None
+def test_a_websocket_survives_an_idle_day(
+    fast_clock: FastClock, start_server: StartServer, open_tunnel: OpenTunnel
 ) -> None:
-    server = start_server(tunnel_idle_timeout=1)
+    server = start_server()
     with websocket_service() as port:
         open_tunnel(port, server=server)
         with open_websocket(server) as websocket:
-            for _ in range(4):  # 1.2 s in all, but never idle for 1
+            websocket.send("before")
+            assert websocket.recv(DEADLINE) == "before"
+            fast_clock.forward(24 * 3600)
+            websocket.send("after")
+            assert websocket.recv(DEADLINE) == "after"
+
+
+def test_tunnel_idle_timeout_ends_idle_upgraded_connections(
+    fast_clock: FastClock, start_server: StartServer, open_tunnel: OpenTunnel
+) -> None:
+    server = start_server(tunnel_idle_timeout=300)
+    with websocket_service() as port:
+        open_tunnel(port, server=server)
+        with open_websocket(server) as websocket:
+            for _ in range(4):  # 400 s in all, but never idle for 300
                 websocket.send("x")
-                assert websocket.recv(10) == "x"
-                threading.Event().wait(0.3)
+                assert websocket.recv(DEADLINE) == "x"
+                fast_clock.forward(100)
+            fast_clock.forward(300)
             with pytest.raises(ConnectionClosed):
-                websocket.recv(10)
+                websocket.recv(DEADLINE)
     eventually(lambda: edge_of(server).visitors == 0)
 
 
