@@ -274,18 +274,16 @@ class Attack:
     roles: frozenset[str] = BOTH
     greets: bool = True
     """Whether the peer begins as an honest one does."""
-    seconds: float = 1.5
-    """Within which the session must be over."""
 
 
 ATTACKS: dict[str, Attack] = {}
 
 
 def attack(
-    name: str, *codes: int, roles: frozenset[str] = BOTH, greets: bool = True, seconds: float = 1.5
+    name: str, *codes: int, roles: frozenset[str] = BOTH, greets: bool = True
 ) -> Callable[[Script], Script]:
     def add(script: Script) -> Script:
-        ATTACKS[name] = Attack(name, script, frozenset(codes), roles, greets, seconds)
+        ATTACKS[name] = Attack(name, script, frozenset(codes), roles, greets)
         return script
 
     return add

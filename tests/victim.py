@@ -2,7 +2,8 @@
 
 ``victim.py server`` prints its connection and proxy port; ``victim.py client EVIL GOOD TARGET [OTHER]`` opens
 a tunnel to TARGET through each of the two servers, the good one's to OTHER if that is given, and says so.
-Both log warnings to standard error and run until standard input ends.
+Both log warnings to standard error and run until standard input ends. For each line of it they print the processor seconds of the longest turn of their loop
+since the line before.
 """
 
 from __future__ import annotations
@@ -10,11 +11,19 @@ from __future__ import annotations
 import logging
 import sys
 
+from hub_turns import hub_turns
+
 from tinytun_gevent import Tunnel, TunnelServer
 from tinytun_gevent.client import backoff
 
 QUICK = 0.02
 """Seconds before a lost client comes back: a test has many sessions to lose."""
+
+
+def tell() -> None:
+    with hub_turns() as turns:
+        for _ in sys.stdin:
+            print(turns.take(), flush=True)
 
 
 def serve() -> None:
@@ -27,7 +36,7 @@ def serve() -> None:
         metadata_port=0,
     ) as server:
         print(server.connection_port, server.proxy_port, flush=True)
-        sys.stdin.read()
+        tell()
 
 
 def visit(evil: str, good: str, target: str, other: str = "") -> None:
@@ -37,7 +46,7 @@ def visit(evil: str, good: str, target: str, other: str = "") -> None:
     bad.open()
     fine.open()
     print("open", flush=True)
-    sys.stdin.read()
+    tell()
     bad.close(grace=0)
     fine.close(grace=0)
 
