@@ -2,8 +2,8 @@
 
 ``victim.py server`` prints its connection and proxy port; ``victim.py client EVIL GOOD TARGET [OTHER]`` opens
 a tunnel to TARGET through each of the two servers, the good one's to OTHER if that is given, and says so.
-Both log warnings to standard error and run until standard input ends. For each line of it they print the processor seconds of the longest turn of their loop
-since the line before.
+Both log warnings to standard error and run until standard input ends. For each line of it they print the
+processor seconds of the longest turn of their loop since the line before.
 """
 
 from __future__ import annotations
