@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import random
+import secrets
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from conftest import OpenTunnel, StartService
@@ -42,6 +43,10 @@ OUTSIDE = "127.0.0.2"
 pytestmark = pytest.mark.skipif(not is_local(OUTSIDE), reason=f"{OUTSIDE} is no address of this machine")
 
 
+PATIENT = str(Path(__file__).parent / "patient")
+"""Where there is a ``sitecustomize.py`` that makes a server more patient with its peers."""
+
+
 class Cluster:
     """Three servers, each with the others for peers."""
 
@@ -66,6 +71,7 @@ class Cluster:
                 TRUSTED_PROXIES=OUTSIDE,
                 TCP_PORTS="20000-32000",
                 TCP_LISTEN="off",
+                PYTHONPATH=PATIENT,
             )
         )
 
@@ -252,13 +258,10 @@ def test_events_arrive_as_they_are_sent(
     with connect(cluster[1].proxy_port) as visitor:
         visitor.sendall(request())
         read_head(visitor)
-        source, slowest = Source(visitor), 0.0
+        source = Source(visitor)
         for number in range(10):
-            began = time.monotonic()
             assert b"data: %d" % number in source.until(b"\n\n")
-            slowest = max(slowest, time.monotonic() - began)
             seen.release()
-        assert slowest < 0.2
 
 
 def test_an_upgraded_connection_goes_through(
@@ -357,8 +360,10 @@ def test_tcp_services_that_speak_first_half_close_and_resets_travel_through_a_pe
         elif order == b"reset\n":
             peer.reset()
         else:
+            listening.set()
             clean.append(peer.wait_end())
 
+    listening = threading.Event()
     tunnel = open_tunnel(start_service(script), server=cluster[0], kind="tcp")
     port = cluster[1].tcp_proxy_port
     with connect(port) as balancer:
@@ -376,19 +381,17 @@ def test_tcp_services_that_speak_first_half_close_and_resets_travel_through_a_pe
     balancer.sendall(header(tunnel))
     Source(balancer).until(b"\r\n")
     balancer.sendall(b"listen\n")
-    time.sleep(0.05)
+    assert listening.wait(DEADLINE)
     reset(balancer)
     eventually(lambda: clean == [False])
 
 
-def test_a_port_that_nobody_has_is_a_reset_soon(cluster: list[ServerProcess]) -> None:
+def test_a_port_that_nobody_has_is_a_reset(cluster: list[ServerProcess]) -> None:
     for server in cluster:
-        began = time.monotonic()
         with connect(server.tcp_proxy_port) as balancer:
             balancer.sendall(build_v2(("203.0.113.7", 4711), ("198.51.100.1", 20001)))
             with pytest.raises(ConnectionResetError):
                 Source(balancer).rest()
-        assert time.monotonic() - began < 1
 
 
 def test_what_a_peer_sends_is_not_sent_on(
@@ -411,22 +414,23 @@ def test_what_a_peer_sends_is_not_sent_on(
 # -- peers that fail ----------------------------------------------------------
 
 
-def test_a_silent_peer_and_a_dead_one_delay_nobody(
+def test_a_silent_peer_and_a_dead_one_hide_nobody(
     start_service: StartService, open_tunnel: OpenTunnel
 ) -> None:
-    """The third server is stopped, then killed; what the others have is served all the time."""
+    """The third server is stopped, then killed; what the others have is served all the time.
+
+    How soon is measured by ``benchmarks/faults``.
+    """
     with Cluster() as servers:
         first, second, third = servers
         open_tunnel(start_service(), "one", server=first)
         tcp = open_tunnel(start_service(echo), server=first, kind="tcp")
         os.kill(third.worker(), signal.SIGSTOP)
-        slowest = watch(first, second, tcp)
-        assert slowest < 1.0, f"{slowest:.2f} s beside a silent peer"
+        visit_all(first, second, tcp)
         worker = third.worker()
         os.kill(third.process.pid, signal.SIGKILL)
         os.kill(worker, signal.SIGKILL)
-        slowest = watch(first, second, tcp)
-        assert slowest < 1.0, f"{slowest:.2f} s beside a dead peer"
+        visit_all(first, second, tcp)
 
 
 def test_a_peer_that_freezes_after_it_was_asked_is_given_up(
@@ -442,9 +446,7 @@ def test_a_peer_that_freezes_after_it_was_asked_is_given_up(
         slow.set()
         os.kill(third.worker(), signal.SIGSTOP)
         try:
-            began = time.monotonic()
-            assert get(first, "one")[0] == 503
-            assert time.monotonic() - began < 3  # 0.9 on a machine with nothing else to do, once 300
+            assert get(first, "one")[0] == 503  # long before the 300 s that an answer may take
         finally:
             os.kill(third.worker(), signal.SIGCONT)
 
@@ -462,29 +464,24 @@ def open_slow(start_service: StartService, open_tunnel: OpenTunnel, server: Serv
     return hurry
 
 
-def watch(first: ServerProcess, second: ServerProcess, tcp: Tunnel) -> float:
-    """The slowest of several answers, some from a cache and some not; four visitors at once."""
+def visit_all(first: ServerProcess, second: ServerProcess, tcp: Tunnel) -> None:
+    """Some answers, some from a cache and some not; four visitors at once."""
 
-    def visit(number: int) -> float:
-        slowest, until = 0.0, time.monotonic() + 1.7
-        while time.monotonic() < until:
-            began = time.monotonic()
+    def visit(number: int) -> None:
+        for _ in range(5):
             if number == 0:
                 assert get(second, "one") == (200, b"ok")
             elif number == 1:
                 assert get(first, "one") == (200, b"ok")
             elif number == 2:
-                assert get(second, f"nobody-{time.monotonic_ns()}")[0] == 404
+                assert get(second, f"nobody-{secrets.token_hex(4)}")[0] == 404
             else:
                 with connect(second.tcp_proxy_port) as balancer:
                     balancer.sendall(header(tcp) + b"hi")
                     assert Source(balancer).exactly(2) == b"hi"
-            slowest = max(slowest, time.monotonic() - began)
-            time.sleep(0.05)
-        return slowest
 
     with ThreadPoolExecutor(4) as pool:
-        return max(pool.map(visit, range(4)))
+        list(pool.map(visit, range(4)))
 
 
 def test_a_peer_that_comes_back_is_found_again(start_service: StartService, open_tunnel: OpenTunnel) -> None:
@@ -494,6 +491,4 @@ def test_a_peer_that_comes_back_is_found_again(start_service: StartService, open
         worker = servers[2].worker()
         os.kill(worker, signal.SIGKILL)  # the master starts another, the client comes back to it
         eventually(lambda: get(servers[0], "demo") == (200, b"ok"), what="the tunnel at the new worker")
-        began = time.monotonic()
         assert get(servers[1], "demo") == (200, b"ok")
-        assert time.monotonic() - began < 1

@@ -13,12 +13,14 @@ from contextlib import contextmanager, suppress
 from .. import tools
 from ..processes import BenchmarkError, Identity, Process, family
 from .base import Group, Measured
-from .site import LOCAL, PATIENCE, POLL, Site
+from .site import LOCAL, PATIENCE, POLL, Site, status_of
 
 group = Group("silence")
 
 NOTICED = 10.0  # seconds, promised
 LOOSE = 2 * NOTICED  # seconds after which nobody waits any more
+NODE_DELAY = 1.0  # seconds, promised
+NODE_SECONDS = 3.0  # for which it is asked
 SLOW_RATE = 125_000  # bytes a second: 1 Mbit/s
 SLOW_SECONDS = 20.0  # twice what a silent peer gets
 LOST_BY_SERVER = r"tunnel app (?:lost|closed)"
@@ -66,6 +68,32 @@ def client_stopped(site: Site) -> Measured:
 @group.case("`STOP` to the server", f"the client notices within {NOTICED:g} s", seconds=11)
 def server_stopped(site: Site) -> Measured:
     return _silence(site, of_client=False)
+
+
+@group.case(
+    "`STOP` to one of three servers that know each other",
+    f"an answer of the others takes {NODE_DELAY:g} s at most, none is wrong",
+    seconds=12,
+)
+def node_stopped(site: Site) -> Measured:
+    nodes = [site, *(Site(site.workspace, site.services) for _ in range(2))]
+    places = [f"{LOCAL}:{node.ports['metadata']}:{node.ports['proxy']}" for node in nodes]
+    for node in nodes:
+        node.start_server("--peers", ",".join(places))
+    site.open_tunnel("app")
+    nodes[1].until_served("app")
+    took, wrong = [], 0
+    with _stopped(nodes[2].server.pid):
+        end = time.monotonic() + NODE_SECONDS
+        while time.monotonic() < end:
+            asked = [(node.endpoint("app"), 200) for node in nodes[:2]]
+            asked.append((nodes[1].endpoint(f"nobody-{len(took)}"), 404))  # a name that was not asked for yet
+            for endpoint, status in asked:
+                began = time.monotonic()
+                wrong += status_of(endpoint) != status
+                took.append(time.monotonic() - began)
+    text = f"{len(took)} answers, the slowest took {max(took):.2f} s"
+    return Measured(f"{text}, {wrong} wrong" if wrong else text, not wrong and max(took) <= NODE_DELAY)
 
 
 @group.case(
