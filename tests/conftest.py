@@ -8,13 +8,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import pytest
 from hypothesis import HealthCheck, settings
 from support import DEADLINE, Script, Service, connect, eventually, read_response, request, respond
 
-from tinytun_gevent import Tunnel, TunnelServer
+from tinytun_gevent import Tunnel, TunnelServer, rare
 from tinytun_gevent.client.state import DIRECTORY_VARIABLE
 from tinytun_gevent.server import connects, deadlines, usage
 
@@ -32,6 +33,22 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ.pop(DIRECTORY_VARIABLE), ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_flood_of_the_test_before() -> None:
+    """Each test's log lines are the first ones of their kinds."""
+    rare._waiting.clear()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("tinytun_gevent.") and isinstance(getattr(module, "rare", None), rare.Rare):
+            module.rare._kinds.clear()
+
+
+@pytest.fixture
+def one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a flood takes here, the log takes it for one of a moment, summed up by ``rare.sum_up``."""
+    monkeypatch.setattr(rare, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    monkeypatch.setattr(rare, "_later", lambda seconds, kind: rare._waiting.add(kind))
 
 
 class StartServer(Protocol):

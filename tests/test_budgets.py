@@ -172,7 +172,8 @@ def test_the_log_says_once_a_minute_which_limit_of_which_tunnel(
         monkeypatch.setattr(time, "monotonic", lambda: later)
         for _ in range(2):
             tunnel.budget.admit()  # within the limits that are new again, and then not
-        assert len(caplog.records) == 3
+        said = f"tunnel {tunnel.name} has reached a limit: visitors"
+        assert caplog.messages[2:] == [f"{said}, and 3 more like this in 60 s", said]
 
 
 # -- waiting for room ---------------------------------------------------------

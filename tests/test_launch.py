@@ -107,6 +107,7 @@ print("gevent" in sys.modules, sorted(m for m in sys.modules if m.startswith("ti
         "files",
         "lines",
         "names",
+        "rare",
         "rights",
         "server",
         *(

@@ -151,14 +151,3 @@ def test_lines_of_the_handler_s_own_are_json_too() -> None:
     assert missing["message"] == "3 log lines are missing: nobody read them"
     assert (missing["level"], hello["message"]) == ("warning", "hello")
     assert mistake["message"] == "a log line could not be put together: TypeError"
-
-
-def test_lines_of_a_kind_come_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr("tinytun_gevent.server.logs.time.monotonic", lambda: now)
-    seldom = logs.Seldom(10)
-    assert [seldom.due("a"), seldom.due("a"), seldom.due("b")] == [True, False, True]
-    now = 9.9
-    assert not seldom.due("a")
-    now = 10.0
-    assert seldom.due("a")

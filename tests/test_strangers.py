@@ -8,7 +8,6 @@ import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from certificates import install, issue
@@ -16,10 +15,9 @@ from conftest import OpenTunnel, StartServer, StartService
 from support import Response, answering, connect, echo, eventually, read_response, read_rest, request
 from test_entrance import visit as visit_by_tls
 
-from tinytun_gevent import TunnelServer
-from tinytun_gevent.server import logs, strangers
-from tinytun_gevent.server.strangers import Strangers
-from tinytun_gevent.server.tally import Refusal, Tally
+from tinytun_gevent import TunnelServer, rare
+from tinytun_gevent.server import strangers
+from tinytun_gevent.server.tally import Refusal
 
 CONNECT = b"CONNECT 127.0.0.1:5554 HTTP/1.1\r\nx-tinytun-type: http\r\nx-tinytun-subdomain: demo\r\n\r\n"
 V4 = socket.inet_aton("192.0.2.7") + socket.inet_aton("192.0.2.8") + struct.pack("!HH", 1111, 443)
@@ -318,7 +316,8 @@ def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "as a proxy" in record.getMessage()]
 
 
-def test_a_flood_is_a_line_and_every_one_counts(
+@pytest.mark.usefixtures("one_moment")
+def test_a_flood_is_some_lines_and_every_one_counts(
     suspicious: TunnelServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     visits: list[Callable[[], object]] = [
@@ -327,25 +326,14 @@ def test_a_flood_is_a_line_and_every_one_counts(
         lambda: refused(suspicious.connection_port, HEADERS["v2 IPv4"]),
     ]
     with caplog.at_level(logging.INFO, "tinytun_gevent"):
-        for visit in visits * 20:
+        for visit in visits * 40:
             visit()
-    assert refusals(suspicious) == 60
-    assert lines_of(caplog) == [
+        rare.sum_up()
+    assert refusals(suspicious) == 120
+    said = [
         f"refused 127.0.0.1 as a proxy on the {port} port: not in TRUSTED_PROXIES"
         for port in ("TCP proxy", "proxy", "connection")
     ]
-
-
-def test_the_next_line_says_how_many_there_were(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    moments = iter((1000.0, 1000.5, 1009.9, 1010.0, 1015.0, 1020.0, 1030.0))
-    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: next(moments)))
-    tally = Tally()
-    guard = Strangers(tally)
-    with caplog.at_level(logging.INFO, "tinytun_gevent"):
-        for _ in range(7):
-            guard.refuse("192.0.2.7", "proxy")
-    said = "refused 192.0.2.7 as a proxy on the proxy port: not in TRUSTED_PROXIES"
-    assert lines_of(caplog) == [said, f"{said}, and 2 more before", f"{said}, and 1 more before", said]
-    assert tally.refusals[Refusal.PROXY_HEADER] == 7
+    assert lines_of(caplog)[: rare.FIRST * 3] == said * rare.FIRST
+    counts = lines_of(caplog)[rare.FIRST * 3 :]
+    assert sorted(line.partition(", and 19 more like this in ")[0] for line in counts) == sorted(said)

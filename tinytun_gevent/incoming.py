@@ -19,6 +19,7 @@ from hpack.exceptions import HPACKError
 from tinytun_gevent import guard, sockets
 from tinytun_gevent.control import Control
 from tinytun_gevent.errors import PeerProtocolError, SessionClosedError
+from tinytun_gevent.rare import Rare
 from tinytun_gevent.shares import BULK
 from tinytun_gevent.stream import Stream
 from tinytun_gevent.turns import let_others_run
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tinytun_gevent.session import Session
 
 log = logging.getLogger(__name__)
+rare = Rare(log)
 
 RECEIVE_BUFFER: Final = 1024 * 1024
 """Bytes read at once; one buffer a hub, not one a session, which would make idle tunnels dear."""
@@ -107,7 +109,7 @@ class Incoming:
         except OSError as error:
             self._session.close(SessionClosedError(f"the connection was lost: {error.strerror or error}"))
         except Exception:
-            log.exception("a session ended by an internal error")
+            rare.exception("a session ended by an internal error")
             self._session.close(SessionClosedError("internal error"), INTERNAL_ERROR)
 
     def coming(self, stream: Stream) -> int:
@@ -130,7 +132,7 @@ class Incoming:
         if not isinstance(error, PeerProtocolError):
             error = PeerProtocolError(f"the peer broke HTTP/2: {_reason(error)}", code)
         if not self._session.closing:
-            log.warning("ended the session with %s, code %d: %s", self._session.peer, error.code, error)
+            rare.warning("ended the session with %s, code %d: %s", self._session.peer, error.code, error)
         self._session.close(error, error.code)
 
     def _wait_drained(self) -> None:

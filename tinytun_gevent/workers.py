@@ -15,7 +15,10 @@ from gevent.event import Event
 from gevent.hub import Waiter
 from greenlet import greenlet
 
+from tinytun_gevent.rare import Rare
+
 log = logging.getLogger(__name__)
+rare = Rare(log)
 
 IDLE: Final = 256
 """Greenlets that wait for a task at most: as many short connections as come at once in a
@@ -86,7 +89,7 @@ class Workers:
         except gevent.GreenletExit:
             pass
         except Exception:
-            log.exception("a task failed")
+            rare.exception("a task failed")
         finally:
             self._busy.discard(worker)
             if not self._busy and self._quiet is not None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.event import Event
 
+from ..rare import Rare, sum_up
 from ..wire.handshake import Kind
 from .agent import Agent
 from .events import Listener, State
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 log = logging.getLogger("tinytun_gevent.client")
+rare = Rare(log)
 
 #: The last requests that the status block shows.
 RECENT = 8
@@ -108,10 +110,13 @@ class LogUi(Ui):
         log.warning("%s", text)
 
     def local_down(self, problem: str) -> None:
-        log.warning("the local service does not answer: %s", problem)
+        rare.warning("the local service does not answer: %s", problem)
 
     def local_up(self) -> None:
-        log.info("the local service answers again")
+        rare.info("the local service answers again")
+
+    def close(self) -> None:
+        sum_up()
 
     def bad_answer(self, problem: str) -> None:
         log.warning("bad answer of the local service: %s", problem)

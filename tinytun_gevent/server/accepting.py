@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 from gevent import socket
 from gevent.server import StreamServer
 
+from tinytun_gevent.rare import Rare
 from tinytun_gevent.sockets import BareSocket
 from tinytun_gevent.workers import Workers
 
@@ -21,6 +22,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 log = logging.getLogger("tinytun_gevent.server")
+rare = Rare(log)
 
 SCARCE: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 """What ``accept`` fails with when the process or the machine has run out of something."""
@@ -160,7 +162,7 @@ class Acceptor(StreamServer):
         """Accepts nothing for :data:`PAUSE`, because of the error number ``reason``."""
         if not self._starved:
             self._starved = True
-            log.error("no connection can be accepted: %s", os.strerror(reason))
+            rare.error("no connection can be accepted: %s", os.strerror(reason))
         server: Any = self  # what follows is what StreamServer itself does after an error
         server.stop_accepting()
         server._timer = server.loop.timer(PAUSE)

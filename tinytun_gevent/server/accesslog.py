@@ -15,10 +15,12 @@ from typing import Final
 
 from .. import files
 from ..lines import native_poll
+from ..rare import Rare
 from . import combined
 from .observed import Observed
 
 log = logging.getLogger("tinytun_gevent.server")
+rare = Rare(log)
 
 GATHER: Final = 32 * 1024
 """Bytes that are written at once: at 5,000 requests a second some twenty writes instead of 5,000."""
@@ -160,11 +162,11 @@ class LogFile:
 
     def _say(self, reason: str) -> None:
         self._reason = reason
-        log.warning("ACCESS_LOG=%s: %s; its lines wait for a moment and are then lost", self._path, reason)
+        rare.warning("ACCESS_LOG=%s: %s; its lines wait for a moment and are then lost", self._path, reason)
 
     def _recover(self) -> None:
         if self._reason:
-            log.warning("ACCESS_LOG=%s can be written again; %d lines are missing", self._path, self.lost)
+            rare.warning("ACCESS_LOG=%s can be written again; %d lines are missing", self._path, self.lost)
         self._reason, self.lost = "", 0
 
 

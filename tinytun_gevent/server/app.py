@@ -20,6 +20,7 @@ from gevent import socket
 
 from ..background import run_in_hub
 from ..errors import TunnelError
+from ..rare import Rare, sum_up
 from ..registry import Record, Registry
 from . import tokens
 from .accepting import Acceptor
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .metadata_plain import PlainHost
 
 log = logging.getLogger("tinytun_gevent.server")
+rare = Rare(log)
 
 LAST_WORDS: Final = 0.25
 """Seconds that connections get to end by themselves when everything is over, and again when told to."""
@@ -191,6 +193,7 @@ class Serving:
         self.core.workers.kill()
         self.core.workers.join(LAST_WORDS)
         self.close_logs()
+        sum_up()
         return ended
 
 
@@ -208,9 +211,9 @@ def _serve(handler: Handler, sock: socket.socket, address: Any) -> None:
     try:
         handler(sock, plain(address))
     except TunnelError as error:
-        log.warning("connection from %s: %s", plain(address)[0], error)
+        rare.warning("connection from %s: %s", plain(address)[0], error)
     except Exception:
-        log.exception("connection from %s failed", plain(address)[0])
+        rare.exception("connection from %s failed", plain(address)[0])
 
 
 class TunnelServer:

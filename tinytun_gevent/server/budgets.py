@@ -10,12 +10,14 @@ import logging
 from typing import Final
 
 from tinytun_gevent.errors import TryLaterError
+from tinytun_gevent.rare import Rare
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.server.account import Account, Limits
 from tinytun_gevent.server.tally import Refusal, Tally
 from tinytun_gevent.server.usage import Holder, TunnelBudget
 
 log = logging.getLogger("tinytun_gevent.server")
+rare = Rare(log)
 
 TUNNEL_AGAIN: Final = 10
 """Seconds after which a client that has all its tunnels tries again: somebody has to close one first."""
@@ -92,7 +94,7 @@ class Budgets:
 
     def _refuse_tunnel(self, account: Account, most: int) -> None:
         self._tally.refuse(Refusal.TUNNELS)
-        log.info("%s has reached a limit: tunnels", account.label or "an account")
+        rare.info("%s has reached a limit: tunnels", account.label or "an account")
         reason = f"The limit of tunnels at once is reached: your token has {most}"
         raise TryLaterError(reason, 429, TUNNEL_AGAIN)
 

@@ -11,8 +11,8 @@ from typing import Final
 import gevent
 
 from tinytun_gevent.bucket import Bucket
+from tinytun_gevent.rare import Rare
 from tinytun_gevent.server.addresses import network_of
-from tinytun_gevent.server.logs import Seldom
 from tinytun_gevent.server.pages import Failure, accept_of
 from tinytun_gevent.server.tally import Refusal, Tally
 from tinytun_gevent.sockets import End
@@ -30,6 +30,8 @@ MOST_HELD: Final = 1024
 
 SAY_AGAIN: Final = 60.0
 """Seconds for which the log says nothing more of it."""
+
+rare = Rare(log, 1, SAY_AGAIN)
 
 MOST_TOLD: Final = 256
 """Connections that are told properly that they are too many. Of more, each gets the same answer at once and
@@ -57,7 +59,6 @@ class Connects:
         self._buckets: dict[str | int, Bucket] = {}
         self._held = 0
         self._told = 0
-        self._log = Seldom(SAY_AGAIN)
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -133,8 +134,7 @@ class Connects:
 
     def _refuse(self) -> None:
         self._tally.refuse(Refusal.CONNECTS)
-        if self._log.due():
-            log.info("an address of visitors has reached a limit: connects")
+        rare.info("an address of visitors has reached a limit: connects")
 
 
 def _read_out(end: End) -> None:

@@ -13,6 +13,7 @@ from gevent import socket
 from gevent.event import Event
 
 from ..errors import TryLaterError, UsageError
+from ..rare import Rare
 from ..registry import Registry, Tunnel
 from ..shares import Share, Shares
 from ..sockets import End, end_of
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .certificates import Certificates
 
 log = logging.getLogger("tinytun_gevent.server")
+rare = Rare(log)
 
 RETRY_AFTER: Final = 1.0
 """Seconds after which a client turned away by a draining server tries again: its successor is up."""
@@ -162,7 +164,7 @@ class ServerCore:
             try:
                 observer(exchange)
             except Exception:
-                log.exception("an observer failed")
+                rare.exception("an observer failed")
 
     def is_trusted(self, ip: str) -> bool:
         """Whether PROXY headers and forwarding fields from ``ip`` (unmapped) are believed."""

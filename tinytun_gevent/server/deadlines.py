@@ -11,9 +11,11 @@ from typing import Final, Protocol
 
 import gevent
 
+from tinytun_gevent.rare import Rare
 from tinytun_gevent.turns import let_others_run
 
 log = logging.getLogger(__name__)
+rare = Rare(log)
 
 TICK: Final = 1.0
 """Seconds between two looks, so a deadline is noticed that much late at most."""
@@ -68,7 +70,7 @@ class Clock:
             try:
                 timed.tick(now)
             except Exception:  # everybody else's deadlines go on
-                log.exception("a deadline could not be looked at")
+                rare.exception("a deadline could not be looked at")
             if not number % LOOKS_AT_ONCE:
                 let_others_run()
 

@@ -18,6 +18,7 @@ from tinytun_gevent.errors import (
     SessionError,
     StreamResetError,
 )
+from tinytun_gevent.rare import Rare
 from tinytun_gevent.server.deferred import Deferred
 from tinytun_gevent.server.pages import Failure, new_request_id
 from tinytun_gevent.stream import CANCEL
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tinytun_gevent.wire.rewriting import Links
 
 log = logging.getLogger(__name__)
+rare = Rare(log)
 
 JOIN: Final = 64 * 1024
 """Longest body part, in bytes, that is copied behind its head to leave in one system call."""
@@ -186,7 +188,7 @@ class Exchange:
         except Exception:
             failure = Failure(500, "This server made a mistake; it has been logged.")
             fields = {"request_id": failure.request_id}
-            log.exception("request %s failed by an internal error", failure.request_id, extra=fields)
+            rare.exception("request %s failed by an internal error", failure.request_id, extra=fields)
             self.fail(failure)
         return len(view)
 

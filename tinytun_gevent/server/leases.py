@@ -10,10 +10,12 @@ from typing import Final
 import gevent
 from gevent.event import Event
 
+from ..rare import Rare
 from ..registry import Record, Registry, Tunnel
 from .storage import Storage
 
 log = logging.getLogger("tinytun_gevent.server")
+rare = Rare(log)
 
 PAUSE: Final = 1.0
 """Seconds between two writes of the file at least, however fast tunnels come and go."""
@@ -76,7 +78,7 @@ class Leases:
     def tick(self, now: float) -> None:
         """Ends the leases that are over at monotonic time ``now``."""
         for tunnel in self._registry.expired(now):
-            log.info("tunnel %s: its client did not come back, its name is free", tunnel.name)
+            rare.info("tunnel %s: its client did not come back, its name is free", tunnel.name)
             self._give_up(tunnel)
 
     def _keep(self) -> None:

@@ -15,6 +15,7 @@ from tinytun_gevent.errors import (
     SessionError,
     TryLaterError,
 )
+from tinytun_gevent.rare import Rare
 from tinytun_gevent.registry import Registry, Tunnel
 from tinytun_gevent.server import proxied
 from tinytun_gevent.server.addresses import bracketed, plain
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tinytun_gevent.server.core import ServerCore
 
 log = logging.getLogger(__name__)
+rare = Rare(log)
 
 READ_SIZE: Final = 4096
 """Bytes read at once of a CONNECT head."""
@@ -104,7 +106,7 @@ class Listener:
                 self._core.tally.refuse(Refusal.HANDSHAKE)
             fields = {"remote": f"{bracketed(caller[0])}:{caller[1]}", "status": error.status}
             level = logging.DEBUG if error.status == 429 else logging.INFO  # whoever asks on and on is known
-            log.log(level, "refused %s: %s", caller[0], error, extra=fields)
+            rare.log(level, "refused %s: %s", caller[0], error, kind=error.status, extra=fields)
             retry = int(error.retry_after or 1) if isinstance(error, TryLaterError) else None
             say_last(end, handshake.build_refusal(error.status, str(error), retry))
             return
@@ -128,7 +130,7 @@ class Listener:
         try:
             session = self._begin(end, early, tunnel, request)
         except SessionError as error:
-            log.info("a session of tunnel %s for %s did not come up: %s", tunnel.name, tunnel.remote, error)
+            rare.info("a session of tunnel %s for %s did not come up: %s", tunnel.name, tunnel.remote, error)
         else:
             try:
                 session.closed.wait()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,6 +17,9 @@ from typing import Any, Final
 
 from ..errors import TunnelError
 from ..lines import line_handler
+from ..rare import Rare
+
+rare = Rare(logging.getLogger("tinytun_gevent.server"))
 
 FORMAT: Final = "%(asctime)s %(levelname)-7s %(message)s"
 DATE_FORMAT: Final = "%Y-%m-%d %H:%M:%S%z"
@@ -111,22 +113,6 @@ def formatter(log_format: str) -> logging.Formatter:
     return JsonFormatter() if log_format == "json" else TextFormatter()
 
 
-class Seldom:
-    """Lets lines of a kind into the log once in so many seconds, however often strangers cause them."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._said: dict[object, float] = {}
-
-    def due(self, kind: object = None) -> bool:
-        """Whether a line may be written now; it counts as written then. There are a few kinds only."""
-        now = time.monotonic()
-        if now - self._said.get(kind, -math.inf) < self._seconds:
-            return False
-        self._said[kind] = now
-        return True
-
-
 def configure(level: str, log_format: str = "text") -> None:
     """Sends the package's log lines at ``level`` and above to standard error."""
     handler = line_handler(None)
@@ -143,7 +129,6 @@ def adopt(hub: Any) -> None:
     def print_exception(
         context: object, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        log = logging.getLogger("tinytun_gevent.server")
-        log.error("a greenlet failed", exc_info=(kind, error if error is not None else kind(), trace))
+        rare.error("a greenlet failed", exc_info=(kind, error if error is not None else kind(), trace))
 
     hub.print_exception = print_exception

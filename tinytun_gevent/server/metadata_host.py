@@ -12,9 +12,11 @@ from gevent import socket
 from gunicorn.config import Config
 from gunicorn.workers.base_async import AsyncWorker
 
+from ..rare import Rare
 from ..sockets import tune
 
 log = logging.getLogger("tinytun_gevent.server")
+rare = Rare(log)
 
 CONNECTION_LIFE: Final = 30.0
 """Seconds a connection to the API lives at most: nobody holds one by reading slowly."""
@@ -33,10 +35,10 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
         self.logger.debug("a caller of the metadata API has left")
 
     def warning(self, msg: object, *args: object, **kwargs: Any) -> None:
-        self.logger.warning("a request to the metadata API was not understood")
+        rare.warning("a request to the metadata API was not understood")
 
     def exception(self, msg: object, *args: object, **kwargs: Any) -> None:
-        self.logger.exception("a request to the metadata API failed")
+        rare.exception("a request to the metadata API failed")
 
     def access(self, *args: Any) -> None:
         """No access log: peers ask all the time."""

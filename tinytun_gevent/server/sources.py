@@ -11,16 +11,18 @@ from collections.abc import Callable
 from typing import Final
 
 from tinytun_gevent.errors import TryLaterError
+from tinytun_gevent.rare import Rare
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.server.addresses import source_of
 from tinytun_gevent.server.budgets import TUNNEL_AGAIN
-from tinytun_gevent.server.logs import Seldom
 from tinytun_gevent.server.tally import Refusal, Tally
 
 log = logging.getLogger("tinytun_gevent.server")
 
 SAY_AGAIN: Final = 60.0
 """Seconds for which the log says nothing more of it: anybody can ask as often as he likes."""
+
+rare = Rare(log, 1, SAY_AGAIN)
 
 
 class Sources:
@@ -36,7 +38,6 @@ class Sources:
         self._tally = tally
         #: Ids of tunnels by source; never empty ones.
         self._tunnels: dict[str, set[str]] = {}
-        self._log = Seldom(SAY_AGAIN)
 
     def __len__(self) -> int:
         """Addresses that have tunnels."""
@@ -55,8 +56,7 @@ class Sources:
         if not source or not 0 < self._most <= self.count(source):
             return
         self._tally.refuse(Refusal.TUNNELS)
-        if self._log.due():
-            log.info("%s has reached a limit: tunnels", source)
+        rare.info("%s has reached a limit: tunnels", source)
         reason = f"The limit of tunnels at once is reached: your address has {self._most}"
         raise TryLaterError(reason, 429, TUNNEL_AGAIN)
 

@@ -21,6 +21,7 @@ from tinytun_gevent.errors import (
     SessionError,
     StreamLimitError,
 )
+from tinytun_gevent.rare import Rare
 from tinytun_gevent.rate import Rate
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.relay import SocketSink, relay
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from tinytun_gevent.server.core import ServerCore
 
 log = logging.getLogger(__name__)
+rare = Rare(log)
 
 Address = tuple[str, int]
 
@@ -171,7 +173,7 @@ class TcpFront:
             header = proxied.read(end, buffer)
         except (OSError, ProxyHeaderError) as error:
             self._core.tally.refuse(Refusal.PROXY_HEADER)
-            log.info("refused a connection of %s on the TCP proxy port: %s", caller, error)
+            rare.info("refused a connection of %s on the TCP proxy port: %s", caller, error)
             end.close()
             return
         finally:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import gevent
 
 from tinytun_gevent.errors import NameTakenError, RefusedError, SessionClosedError, TryLaterError
+from tinytun_gevent.rare import Rare
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.server.account import Account
 from tinytun_gevent.server.addresses import bracketed
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tinytun_gevent.server.core import ServerCore
 
 log = logging.getLogger(__name__)
+rare = Rare(log)
 
 PORT_TRIES: Final = 64
 """Random ports tried when other programs hold some of the range."""
@@ -141,7 +143,7 @@ class Tunnels:
         pool = self._core.pool_of(tunnel)
         pool.expect()
         for session in list(tunnel.sessions):
-            log.info("tunnel %s: its owner replaces a session that is still here", tunnel.name)
+            rare.info("tunnel %s: its owner replaces a session that is still here", tunnel.name)
             self._part(tunnel, session)
             session.close(SessionClosedError(REPLACED), CANCEL)
 
@@ -174,7 +176,7 @@ class Tunnels:
             log.debug("tunnel %s has %d sessions", tunnel.name, len(tunnel.sessions), extra=fields)
             return
         self._core.tally.opened(came_back)
-        log.info("tunnel %s opened for %s", tunnel.name, tunnel.remote, extra=_fields(tunnel))
+        rare.info("tunnel %s opened for %s", tunnel.name, tunnel.remote, extra=_fields(tunnel))
 
     # -- how it ends ----------------------------------------------------------
 
@@ -199,7 +201,7 @@ class Tunnels:
                 self._core.tally.tunnels_lost += 1
             what = "lost, its name is kept" if kept else "closed"
             fields = {**_fields(tunnel), "duration": round(time.time() - tunnel.since, 3)}
-            log.info("tunnel %s %s: %s", tunnel.name, what, reason, extra=fields)
+            rare.info("tunnel %s %s: %s", tunnel.name, what, reason, extra=fields)
 
     def _part(self, tunnel: Tunnel, session: Session) -> None:
         """``session`` is none of the tunnel's any more; idempotent."""

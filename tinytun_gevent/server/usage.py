@@ -15,14 +15,15 @@ from typing import Final
 from gevent.event import Event
 
 from tinytun_gevent.bucket import Bucket
+from tinytun_gevent.rare import Rare
 from tinytun_gevent.rate import Rate
 from tinytun_gevent.registry import Tunnel
 from tinytun_gevent.server.account import Limits
-from tinytun_gevent.server.logs import Seldom
 from tinytun_gevent.server.pages import Failure
 from tinytun_gevent.server.tally import Refusal, Tally
 
 log = logging.getLogger("tinytun_gevent.server")
+rare = Rare(log)
 
 ROOM_AGAIN: Final = 1
 """Seconds after which a visitor may find room; exchanges are short."""
@@ -100,7 +101,7 @@ class TunnelBudget:
         #: Connections that were accepted and wait for room, and who pauses accepting until there is some.
         self._queue: deque[Event] = deque()
         self._doors: dict[Callable[[], None], None] = {}
-        self._log = Seldom(SAY_AGAIN)
+        self._log = Rare(rare, 1, SAY_AGAIN)
 
     @property
     def rate(self) -> Rate | None:
@@ -216,8 +217,8 @@ class TunnelBudget:
 
     def _note(self, limit: Refusal) -> None:
         """Logs that a limit was reached, once in a while."""
-        if self._log.due(limit):
-            log.info("tunnel %s has reached a limit: %s", self._tunnel.name, limit.name.lower())
+        text = "tunnel %s has reached a limit: %s"
+        self._log.info(text, self._tunnel.name, limit.name.lower(), kind=limit)
 
 
 def _offer_room(hopeful: dict[TunnelBudget, None]) -> None:
