@@ -142,7 +142,8 @@ def assert_same_request(head: RequestHead) -> None:
     assert built.endswith(b"\r\n\r\n")
     assert head_end(built) == len(built)
     again = parse_request_head(built, HeadLimits(2 * len(built), 200))
-    for attribute in ("method", "target", "minor", "host", "host_field", "fields", "upgrade", "length"):
+    assert again.minor == 1
+    for attribute in ("method", "target", "host", "host_field", "fields", "upgrade", "length"):
         assert getattr(again, attribute) == getattr(head, attribute)
     assert names(again.claims) == [
         *(b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port")
@@ -397,21 +398,16 @@ def test_upgrade(fields: list[bytes], upgrade: bytes) -> None:
     assert b"upgrade" not in build_request_head(old, FORWARDING).lower()
 
 
-def test_http10_goes_out_as_http10_and_closes() -> None:
+def test_the_service_is_asked_in_http11_always() -> None:
     head = parse_request_head(
         post(b"Content-Length: 5", b"Connection: keep-alive", b"Expect: 100-continue", minor=0)
     )
     assert not head.expect_continue
     assert head.fields == [(b"Content-Length", b"5")]
-    built = build_request_head(head, FORWARDING, http10=True)
-    assert built == build_request_head(head, FORWARDING)
-    assert built.startswith(b"POST / HTTP/1.0\r\n")
-    assert built.endswith(b"\r\nConnection: close\r\n\r\n")
-
-
-def test_chunked_request_cannot_become_http10() -> None:
-    with pytest.raises(ValueError):
-        build_request_head(parse_request_head(chunked(b"")), FORWARDING, http10=True)
+    built = build_request_head(head, FORWARDING)
+    assert built.startswith(b"POST / HTTP/1.1\r\n")
+    assert b"connection:" not in built.lower()
+    assert b"expect:" not in built.lower()
 
 
 @pytest.mark.parametrize(
@@ -537,9 +533,7 @@ def test_response_as_the_visitor_gets_it() -> None:
     assert build_response_head(head, close=False, minor_visitor=1) == common + b"\r\n"
     assert build_response_head(head, close=True, minor_visitor=1) == common + b"Connection: close\r\n\r\n"
     assert build_response_head(head, close=True, minor_visitor=0) == common + b"Connection: close\r\n\r\n"
-    assert (
-        build_response_head(head, close=False, minor_visitor=0) == common + b"Connection: keep-alive\r\n\r\n"
-    )
+    assert build_response_head(head, close=False, minor_visitor=0) == common + b"Connection: close\r\n\r\n"
 
 
 def test_body_until_close_closes_both_connections() -> None:
@@ -609,13 +603,26 @@ def test_other_status_with_upgrade_is_no_upgrade() -> None:
 
 
 def test_http10_visitor_and_a_chunked_answer() -> None:
-    head = parse_response_head(response(OK, TE), b"GET", False)
-    with pytest.raises(MessageError) as caught:
-        build_response_head(head, close=True, minor_visitor=0)
-    assert caught.value.status == 502
-    head = parse_response_head(response(OK, TE), b"HEAD", False)
-    assert b"chunked" in build_response_head(head, close=True, minor_visitor=1)
-    assert b"chunked" not in build_response_head(head, close=True, minor_visitor=0)
+    for method in (b"GET", b"HEAD"):
+        head = parse_response_head(response(b"HTTP/1.1 200 OK", TE, b"tRailer: X"), method, False)
+        assert b"chunked" in build_response_head(head, close=True, minor_visitor=1)
+        assert b"tRailer: X" in build_response_head(head, close=True, minor_visitor=1)
+        assert (
+            build_response_head(head, close=False, minor_visitor=0)
+            == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+        )
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+@pytest.mark.parametrize("minor", [0, 1])
+def test_behind_chunks_in_http10_nothing_is_read(method: bytes, minor: int) -> None:
+    """RFC 9112 section 6.1: such framing is faulty, whatever Connection says."""
+    data = response(b"HTTP/1.%d 200 OK" % minor, b"Connection: keep-alive", TE)
+    head = parse_response_head(data, method, False)
+    assert head.length == (CHUNKED if method == b"GET" else 0)
+    assert head.keep_alive is bool(minor)
+    with pytest.raises(MessageError):
+        parse_response_head(response(b"HTTP/1.0 200 OK", TE, b"Content-Length: 5"), method, False)
 
 
 def test_a_peer_may_have_wider_limits() -> None:

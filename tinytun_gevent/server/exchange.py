@@ -276,7 +276,10 @@ class Exchange:
         if 0 <= response.length <= len(rest):
             used, whole = response.length, True
         else:
-            body = self._body = body_of(response.length, response=True, withheld=response.withheld)
+            plain = self.request.minor == 0  # HTTP/1.0 has no chunks
+            body = self._body = body_of(
+                response.length, response=True, withheld=response.withheld, plain=plain
+            )
             used = feed_some(body, rest) if rest else 0
             whole = body.done
         self.started = True

@@ -156,7 +156,7 @@ class Forwarder:
         if self._login and self._pool.keeps(self):
             retriable = True  # another stream would not do
         stream = self._pool.acquire(
-            reuse=request.minor == 1 and not fresh,
+            reuse=not fresh,
             retriable=retriable,
             first=first,
             owner=self,

@@ -44,7 +44,7 @@ def next_user(request: RequestHead, response: ResponseHead) -> NextUser:
 
     The result is about this exchange only: a stream that belongs to one visitor stays that visitor's.
     """
-    if not response.keep_alive or not request.minor:
+    if not response.keep_alive:
         return NextUser.NOBODY
     if request.connection_auth or response.connection_auth:
         return NextUser.SAME_LOGIN

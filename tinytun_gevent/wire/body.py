@@ -85,11 +85,17 @@ class UntilCloseBody:
         self.done = True
 
 
-def body_of(length: int, *, response: bool = False, withheld: frozenset[bytes] = frozenset()) -> Body:
-    """Return the body for a head's ``length``; ``withheld`` names a response's trailers that may not pass."""
+def body_of(
+    length: int,
+    *,
+    response: bool = False,
+    withheld: frozenset[bytes] = frozenset(),
+    plain: bool = False,
+) -> Body:
+    """Return the body for a head's ``length``; see ``ChunkedBody`` for the rest."""
     if length >= 0:
         return LengthBody(length, response=response)
-    return ChunkedBody(response, withheld) if length == CHUNKED else UntilCloseBody()
+    return ChunkedBody(response, withheld, plain=plain) if length == CHUNKED else UntilCloseBody()
 
 
 def feed_some(body: Body, view: Bytes) -> int:

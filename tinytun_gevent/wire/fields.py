@@ -207,7 +207,7 @@ def take_framing(noted: dict[bytes, bytes], minor: int, status: int, fields: Fie
         return length
     if size is not None:
         raise MessageError("Content-Length and Transfer-Encoding exclude each other", status)
-    if not minor:
+    if not minor and status == 400:  # some services answer so all the same (RFC 9112 section 6.1)
         raise MessageError("HTTP/1.0 has no Transfer-Encoding", status)
     codings = coding.lower().split(b",")
     if codings != [b"chunked"]:

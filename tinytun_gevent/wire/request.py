@@ -13,7 +13,6 @@ from tinytun_gevent.errors import MessageError
 from tinytun_gevent.wire import fields as rules
 from tinytun_gevent.wire.claims import canonical, is_claim
 from tinytun_gevent.wire.fields import (
-    CHUNKED,
     DROP,
     NOTE,
     REQUEST,
@@ -262,26 +261,18 @@ def build_request_head(
     host_override: bytes | None = None,
     *,
     fields: Fields | None = None,
-    http10: bool = False,
 ) -> bytes:
-    """Return the head that the local service gets.
+    """Return the head that the local service gets: in HTTP/1.1, whatever the visitor speaks (RFC 9112 §2.3).
 
     ``host_override`` replaces the Host field (the tunnel's ``x-tinytun-host-header``); the
-    visitor's own is in X-Forwarded-Host either way. ``fields`` replace those of the head. A request
-    of an HTTP/1.0 visitor, or any with ``http10``, goes out as HTTP/1.0 with ``Connection: close``.
+    visitor's own is in X-Forwarded-Host either way. ``fields`` replace those of the head.
     """
-    http10 = http10 or head.minor == 0
-    if http10 and head.length == CHUNKED:
-        raise ValueError("a chunked request cannot be sent as HTTP/1.0")
     connection = b""
-    if http10:
-        connection = b"Connection: close\r\n"
-    elif head.upgrade:
+    if head.upgrade:
         connection = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
-    return b"%b %b HTTP/1.%d\r\nHost: %b\r\n%b%b%b\r\n" % (
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%b%b\r\n" % (
         head.method,
         head.target,
-        0 if http10 else 1,
         host_override or head.host_field,
         rules.lines(head.fields if fields is None else fields),
         forwarding.lines(head.host_field),

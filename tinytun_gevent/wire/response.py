@@ -22,6 +22,7 @@ UNTIL_CLOSE: Final = -2
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]{0,512}))?")
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _RESPONSE_KINDS: Final = {**rules.OWN, b"www-authenticate": NOTE}
+_OF_CHUNKS: Final = (b"transfer-encoding", b"trailer")
 _WITHHELD: Final = frozenset(name for name, kind in _RESPONSE_KINDS.items() if kind == DROP)
 
 
@@ -85,12 +86,14 @@ def parse_response_head(
         if status == 426:  # an offer, which this status must carry (RFC 9110 section 15.5.22)
             fields += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade)]
         upgrade = b""
+    # Chunks in HTTP/1.0 are read, and nothing behind them (RFC 9112 section 6.1).
+    ends = length == UNTIL_CLOSE or status == 101 or (declared == CHUNKED and not minor)
     return ResponseHead(
         status,
         reason,
         minor,
         fields,
-        options.persistent(minor) and length != UNTIL_CLOSE and status != 101,
+        options.persistent(minor) and not ends,
         length,
         upgrade,
         rules.is_bound_auth(noted.get(b"www-authenticate")),
@@ -117,20 +120,15 @@ def build_response_head(head: ResponseHead, *, close: bool, minor_visitor: int) 
     """Return the head that the visitor gets, with what his connection will do next.
 
     ``close`` says that it ends after this response, as it must after a body that lasts until the
-    close. Raises ``MessageError`` (502) for a chunked body to an HTTP/1.0 visitor, who cannot
-    read it: his request was sent as HTTP/1.0, so the service should have known.
+    close. So it does for an HTTP/1.0 visitor (RFC 9112 section 9.3), who gets a chunked body without
+    the chunks (``ChunkedBody``, ``plain``).
     """
     fields = head.fields
     if minor_visitor == 0:
-        if head.length == CHUNKED:
-            raise MessageError("the service answered HTTP/1.0 in chunks", 502)
-        fields = [pair for pair in fields if pair[0] != b"Transfer-Encoding"]  # of HEAD and 304
+        fields = [pair for pair in fields if pair[0].lower() not in _OF_CHUNKS]
     connection = b""
     if head.status == 101:
         connection = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
-    elif head.status >= 200:
-        if close or head.length == UNTIL_CLOSE:
-            connection = b"Connection: close\r\n"
-        elif minor_visitor == 0:
-            connection = b"Connection: keep-alive\r\n"
+    elif head.status >= 200 and (close or head.length == UNTIL_CLOSE or minor_visitor == 0):
+        connection = b"Connection: close\r\n"
     return b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (head.status, head.reason, rules.lines(fields), connection)
