@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 
 from tinytun_gevent.errors import MessageError
-from tinytun_gevent.server import sending
 from tinytun_gevent.server.sending import BodySource
+from tinytun_gevent.wire import body as body_module
 from tinytun_gevent.wire.body import ChunkedBody, LengthBody
 
 NEXT = b"GET / HTTP/1.1\r\n"
@@ -94,7 +94,7 @@ def test_what_is_rewritten_leaves_however_little_room_there_is(size: int) -> Non
 
 
 def test_many_chunks_in_one_read_leave_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "LINES_AT_ONCE", 10)
+    monkeypatch.setattr(body_module, "LINES_AT_ONCE", 10)
     data = b"1\r\nx\r\n" * 95 + b"0\r\n\r\n"
     body, buffer, end = source(ChunkedBody(), data)
     view, reads = memoryview(bytearray(10_000)), []
