@@ -28,6 +28,7 @@ from support import (
 )
 
 from tinytun_gevent import TunnelServer
+from tinytun_gevent.server import starvation
 
 EVIL = b"GET /evil HTTP/1.1\r\nHost: demo.localhost\r\nX-Hidden: "
 """What an attacker wants to be taken for the victim's request, whose own first line it hides in a field."""
@@ -184,11 +185,13 @@ def test_a_stream_is_for_others_only_after_a_plain_exchange(
     server: TunnelServer,
     start_service: StartService,
     open_tunnel: OpenTunnel,
+    monkeypatch: pytest.MonkeyPatch,
     fields: tuple[bytes, ...],
     method: bytes,
     body: bytes,
     bad: bytes,
 ) -> None:
+    monkeypatch.setattr(starvation, "PATIENCE", 3600.0)  # however long the victim's answer takes
     service = start_service(Trap(bad))
     open_tunnel(service)
     asked = request("demo", "/", *fields, method=method, body=body)

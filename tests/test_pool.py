@@ -30,7 +30,14 @@ from tinytun_gevent import TunnelServer
 from tinytun_gevent.errors import SessionClosedError, StreamLimitError
 from tinytun_gevent.server import pool as pool_module
 from tinytun_gevent.server import resting as resting_module
+from tinytun_gevent.server import starvation
 from tinytun_gevent.server.pool import StreamPool
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stream ends for another one that waits for its answer: that is ``test_relief``'s."""
+    monkeypatch.setattr(starvation, "PATIENCE", 3600.0)
 
 
 class FakeStream:
@@ -58,6 +65,11 @@ class FakeStream:
     def shutdown(self) -> None:
         self.local_ended = True
         self._over()
+
+    def answer(self, pool: StreamPool) -> None:
+        """The first byte of an answer comes."""
+        self.received += 1
+        pool.answered(cast(Any, self))
 
     def reset(self, code: int = 8) -> None:
         self.was_reset = True
@@ -121,10 +133,13 @@ def make_pool(*limits: int, wait: float = DEADLINE) -> tuple[Any, list[FakeSessi
 
 
 def give_back(pool: Any, *streams: Any, **options: Any) -> None:
-    """Gives streams back, and waits until they are settled: others may use them."""
+    """Gives streams back after their answers, and waits until they are settled: others may use them."""
     for stream in streams:
+        stream.answer(pool)
         pool.release(stream, **options)
     turns()
+    while pool._resting.worth_a_turn():
+        gevent.sleep(0.001)
 
 
 def turns() -> None:

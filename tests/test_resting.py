@@ -10,10 +10,16 @@ import pytest
 from support import DEADLINE
 from test_pool import FakeSession, FakeStream, Queue, give_back, make_pool, turns
 
-from tinytun_gevent.server import deadlines
+from tinytun_gevent.server import deadlines, starvation
 from tinytun_gevent.server import pool as pool_module
 
 ANN, BEN = "ann", "ben"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stream ends for another one that waits for its answer: that is ``test_relief``'s."""
+    monkeypatch.setattr(starvation, "PATIENCE", 3600.0)
 
 
 def test_the_same_visitor_may_use_it_at_once_and_others_a_turn_later() -> None:
@@ -115,6 +121,7 @@ def test_a_kept_stream_that_is_too_old_for_a_request_makes_place_for_another() -
     give_back(pool, shared)
     give_back(pool, kept, owner=ANN, shared=False)
     kept.receiver.since -= 2 * pool_module.FRESH_LIFE
+    shared.receiver.since += DEADLINE  # however slow this is
     assert pool.acquire(reuse=True, retriable=False, owner=ANN) is shared
     assert not kept.local_ended
     assert pool.acquire(reuse=True, retriable=False, owner=ANN) not in (kept, shared)

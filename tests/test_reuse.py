@@ -46,6 +46,7 @@ UPGRADE = (b"Connection: Upgrade", b"Upgrade: websocket")
         (asked(), answered(LENGTH, b"Connection: keep-alive", minor=0), ANYBODY),
         # A visitor's own Connection is the edge's; HTTP/2 is never offered to the service.
         (asked(b"Connection: close"), answered(LENGTH), ANYBODY),
+        (asked(minor=0), answered(LENGTH), ANYBODY),
         (asked(b"Connection: Upgrade", b"Upgrade: h2c"), answered(LENGTH), ANYBODY),
         # The same visitor: something may be left over.
         (asked(LENGTH), answered(LENGTH), SAME_VISITOR),

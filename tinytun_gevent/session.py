@@ -239,6 +239,11 @@ class Session:
         return self.backlog > BACKLOG_LIMIT
 
     @property
+    def round_trip(self) -> float:
+        """Seconds to the peer and back, the least that was measured; 0 before the first time."""
+        return self.keep_alive.min_rtt
+
+    @property
     def takes_streams(self) -> bool:
         """Whether the peer may open another stream now."""
         return len(self.streams) < self.max_streams and not self.goaway_sent and not self.closing

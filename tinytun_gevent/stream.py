@@ -89,6 +89,7 @@ class Stream:
         "received",
         "receiver",
         "remote_ended",
+        "requests_left",
         "sent",
         "session",
     )
@@ -112,6 +113,8 @@ class Stream:
         #: DATA bytes, both ways, since the stream was opened.
         self.received = 0
         self.sent = 0
+        #: Requests that the local service still takes on it; None if it has not said.
+        self.requests_left: int | None = None
         self.receive_window = ReceiveWindow()
         #: Bytes that had come before it was aborted and are still being delivered.
         self.kept = 0

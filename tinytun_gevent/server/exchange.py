@@ -271,6 +271,7 @@ class Exchange:
         self.status = response.status
         if response.length == http1.UNTIL_CLOSE or not self.request_sent or self.visitor.draining:
             self.close = True
+        self._note_first_byte()
         head = http1.build_response_head(response, close=self.close, minor_visitor=self.request.minor)
         body: Body | None = None
         if 0 <= response.length <= len(rest):
@@ -298,11 +299,16 @@ class Exchange:
             self._excess(len(rest) - used)
         return 0
 
+    def _note_first_byte(self) -> None:
+        if not self.pooled and self.stream is not None:
+            self.visitor.forwarder.answered(self.stream)
+
     def _switch(self, response: http1.ResponseHead, rest: memoryview, credit: int) -> None:
         """The service agreed to an upgrade: the connection is opaque from here on."""
         self.response = response
         self.status = 101
         self.upgraded = self.started = self.close = True
+        self._note_first_byte()
         head = http1.build_response_head(response, close=False, minor_visitor=self.request.minor)
         self.visitor.sink.write(head + bytes(rest), credit + len(rest))
         self.visitor.wake()

@@ -113,6 +113,11 @@ class Forwarder:
         gevent.spawn(self._resend, exchange, exchange.replay, refused)
         return True
 
+    def answered(self, stream: Upstream) -> None:
+        """The first byte of an answer has come on ``stream``, which was new."""
+        if self._pool is not None and isinstance(stream, Stream):
+            self._pool.answered(stream)
+
     def give_back(self, stream: Upstream, exchange: Exchange, response: http1.ResponseHead) -> None:
         """``exchange`` was completed on ``stream``, whose two ends are open: it may carry another."""
         user = next_user(exchange.request, response)
@@ -125,7 +130,13 @@ class Forwarder:
         keeps = login or not self._proxied
         self._own = stream if private and keeps else None
         self._login = exchange.client if login else ""
-        self._pool.release(stream, owner=self if keeps else None, shared=not private)
+        self._pool.release(
+            stream,
+            owner=self if keeps else None,
+            shared=not private,
+            login=login,
+            promise=response.promise,
+        )
 
     def close(self) -> None:
         """Lets go of what is kept for this visitor."""

@@ -11,18 +11,26 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gevent.event import Event
 
 from tinytun_gevent.errors import SessionClosedError, SessionError, StreamLimitError
+from tinytun_gevent.server.relief import Relief
 from tinytun_gevent.server.resting import Lane, Resting, RestingStreams
 from tinytun_gevent.session import Session
 from tinytun_gevent.shares import Share
 from tinytun_gevent.stream import Stream
 
+if TYPE_CHECKING:
+    from tinytun_gevent.wire.keep_alive import KeepAlive
+
 IDLE_LIFE: Final = 4.0
 """Seconds that a stream rests at most: Node closes idle connections after 5."""
+
+MARGIN: Final = 1.0
+"""Seconds by which a stream ends before the time that its service tells: a request that is on the way when
+the service closes is lost."""
 
 FRESH_LIFE: Final = 1.0
 """Seconds within which an idle stream may carry a request that must not be sent twice."""
@@ -65,9 +73,25 @@ class _Wish(NamedTuple):
     owner: object | None
     gone: Callable[[], bool] | None
 
-    def suits(self, resting: Resting, now: float) -> bool:
-        """Whether a stream that rests hardly can have ended meanwhile, or that would not matter."""
-        return now < resting.until and (self.retriable or resting.since >= now - FRESH_LIFE)
+
+def _suits(resting: Resting, retriable: bool, now: float) -> bool:
+    """Whether a stream that rests hardly can have ended meanwhile, or that would not matter."""
+    return now < resting.until and (retriable or resting.since >= now - FRESH_LIFE)
+
+
+def _lifetime(stream: Stream, promise: KeepAlive | None) -> float:
+    """Seconds for which a stream may rest after an answer in which the service gave ``promise``."""
+    left = stream.requests_left
+    if left is not None:
+        left -= 1
+    if promise is not None and promise.max is not None:
+        left = promise.max if left is None else min(left, promise.max)
+    stream.requests_left = left
+    if left is not None and left <= 0:
+        return 0.0
+    if promise is None or promise.timeout is None:
+        return IDLE_LIFE
+    return min(IDLE_LIFE, promise.timeout - MARGIN)
 
 
 class StreamPool:
@@ -80,7 +104,7 @@ class StreamPool:
 
     A stream that was given back rests. The visitor that used it may use it at once; others only if it was
     given back as ``shared``, and a turn of the event loop later. Those that rest end when somebody needs
-    their place.
+    their place, or a thread of the service (``starvation.py``).
 
     Each session announces the limit that the client has for all of them together. While a session is
     expected, visitors are parked: they wait for it, with nothing read from them but their request's head.
@@ -110,6 +134,7 @@ class StreamPool:
         #: The one lane, while there is only one: most tunnels have no other.
         self._only: Lane | None = None
         self._resting = RestingStreams(self._note_free)
+        self._relief = Relief(self._resting, self.sessions)
         self._waiting: deque[Event] = deque()
         #: When :meth:`claim` was last called, and how many places were claimed in that round.
         self._claimed = (0.0, 0)
@@ -190,8 +215,13 @@ class StreamPool:
         Raises :class:`StreamLimitError` after waiting in vain for a stream,
         :class:`SessionClosedError` if no session is expected, or none came, or the visitor has ``gone``.
         """
+        at_once = first or not self._waiting
+        if reuse and at_once and (lane := self._only) is not None:  # as nearly always
+            stream = self._rested(lane, retriable, owner)
+            if stream is not None:
+                return stream
         wish = _Wish(reuse, retriable, visitor, owner, gone)
-        if first or not self._waiting:
+        if at_once:
             if reuse and self._resting.worth_a_turn() and not self._rests_for(owner):
                 self._resting.wait_settled()
             stream = self._take(wish)
@@ -218,28 +248,38 @@ class StreamPool:
         *,
         owner: object | None = None,
         shared: bool = True,
+        login: bool = False,
+        promise: KeepAlive | None = None,
     ) -> None:
         """Takes back a stream whose exchange ended cleanly, for the next one.
 
-        That may be ``owner``'s, or anybody's if it is ``shared``. A stream that is of no further use ends.
+        That may be ``owner``'s, or anybody's if it is ``shared``. ``login``: it has one of its owner's.
+        ``promise`` is what the service said about its connection. A stream that is of no further use ends.
         Never blocks.
         """
-        now = time.monotonic()
+        now, life = time.monotonic(), IDLE_LIFE
         lane = self._lanes.get(stream.session)
-        if lane is None or not (shared or owner is not None) or not self._may_rest(stream):
+        if promise is not None or stream.requests_left is not None:
+            life = _lifetime(stream, promise)
+        if (
+            lane is None
+            or life <= 0
+            or (not shared and owner is None)
+            or stream.closed
+            or stream.remote_ended
+            or lane.session.goaway_received
+            or (self._relief.watches and not self._relief.may_rest(stream, login, now))
+        ):
             self._resting.let_go(stream, now)
             self._note_free()
             return
-        self._resting.add(lane, stream, owner, shared, now, now + IDLE_LIFE)
+        self._resting.add(lane, stream, owner, shared, login, now, now + life)
+        if self._relief.watches:
+            self._relief.rests()
         if not shared:
             self._wake_first()
         if self._freed is not None:
             self._freed.set()
-
-    @staticmethod
-    def _may_rest(stream: Stream) -> bool:
-        """Whether the stream is whole, and its session stays."""
-        return not (stream.closed or stream.remote_ended or stream.session.goaway_received)
 
     def keeps(self, owner: object | None) -> bool:
         """Whether a stream rests that ``owner`` gave back a moment ago, or that is nobody else's."""
@@ -248,6 +288,10 @@ class StreamPool:
     def leave(self, owner: object) -> None:
         """Says that ``owner`` has left: what rests for no other ends. Never blocks."""
         self._resting.leave(owner, time.monotonic())
+
+    def answered(self, stream: Stream) -> None:
+        """Says that a fresh stream has got the first byte of its answer. Never blocks."""
+        self._relief.answered(stream)
 
     def tick(self, now: float) -> None:
         """Ends streams that have rested for too long; called about once a second."""
@@ -307,7 +351,7 @@ class StreamPool:
         lane = self._only
         if lane is None or not lane.session.takes_visitors:
             return self._take_from_several(wish)
-        if wish.reuse and self._resting and (rested := self._rested(wish, lane)) is not None:
+        if wish.reuse and (rested := self._rested(lane, wish.retriable, wish.owner)) is not None:
             return rested
         if lane.session.has_room or (self._resting.make_room() and lane.session.has_room):
             return self._open(lane, wish)
@@ -318,7 +362,7 @@ class StreamPool:
         lanes = self._by_load()
         full: bool | None = None
         for lane in lanes:
-            if wish.reuse and (rested := self._rested(wish, lane)) is not None:
+            if wish.reuse and (rested := self._rested(lane, wish.retriable, wish.owner)) is not None:
                 return rested
             if full is None:
                 full = self._is_full(lanes)
@@ -329,27 +373,33 @@ class StreamPool:
         roomy = next((lane for lane in lanes if lane.session.has_room), None)
         return None if roomy is None else self._open(roomy, wish)
 
-    def _rested(self, wish: _Wish, lane: Lane) -> Stream | None:
-        """A stream that rests and will do: the owner's, or one of ``lane``.
-
-        One that is too old for what must not be sent twice ends, because another one will be opened: a
-        service with few threads has none for both.
-        """
+    def _rested(self, lane: Lane, retriable: bool, owner: object | None) -> Stream | None:
+        """A stream that rests and will do, if there is one: the owner's, or one of ``lane``."""
+        owned = self._resting.owned_by(owner)
+        if owned is None and not lane.idle:
+            return None
         now = time.monotonic()
-        oldest = resting = self._resting.owned_by(wish.owner)
-        if resting is not None and wish.suits(resting, now):
-            return self._resting.take(resting)
-        if lane.idle:
-            resting = next(reversed(lane.idle.values()))
-            if wish.suits(resting, now):
-                return self._resting.take(resting)
-            oldest = oldest or next(iter(lane.idle.values()))
-        if oldest is not None:
-            self._resting.end(oldest, now)
+        if owned is not None and _suits(owned, retriable, now) and owned.lane.session.takes_visitors:
+            return self._resting.take(owned)
+        if lane.idle and lane.session.takes_visitors:
+            last = next(reversed(lane.idle.values()))
+            if _suits(last, retriable, now):
+                return self._resting.take(last)
         return None
 
     def _open(self, lane: Lane, wish: _Wish) -> Stream:
-        return lane.session.open(wish.visitor)
+        """A new stream. Where one rests that is too old for the request, it takes its place.
+
+        A service with few threads has none for both.
+        """
+        if wish.reuse and self._resting:
+            oldest = self._resting.owned_by(wish.owner) or next(iter(lane.idle.values()), None)
+            if oldest is not None:
+                self._resting.end(oldest, time.monotonic())
+        stream = lane.session.open(wish.visitor)
+        if wish.visitor is None:  # an HTTP tunnel's: those of the others never rest
+            self._relief.opened(stream)
+        return stream
 
     def _rests_for(self, owner: object | None) -> bool:
         """Whether a stream rests that ``owner`` may use now, its own or anybody's."""

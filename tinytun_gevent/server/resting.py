@@ -53,6 +53,7 @@ class Resting:
         stream: Stream,
         owner: object | None,
         shared: bool,
+        login: bool,
         since: float,
         until: float,
     ) -> None:
@@ -66,7 +67,7 @@ class Resting:
         #: Whether nothing has come behind its last answer for one turn of the loop.
         self.settled = False
         #: Whether it belongs to its owner because of a login.
-        self.login = False
+        self.login = login
         #: When it began to rest, and until when it may, in monotonic seconds.
         self.since = since
         self.until = until
@@ -134,11 +135,18 @@ class RestingStreams:
         return len(self._leaving)
 
     def add(
-        self, lane: Lane, stream: Stream, owner: object | None, shared: bool, since: float, until: float
-    ) -> Resting:
+        self,
+        lane: Lane,
+        stream: Stream,
+        owner: object | None,
+        shared: bool,
+        login: bool,
+        since: float,
+        until: float,
+    ) -> None:
         """Lets a stream rest; ``since`` is now, ``until`` the time at which it has to end at the latest."""
         stream.rest()
-        resting = Resting(self, lane, stream, owner, shared, since, until)
+        resting = Resting(self, lane, stream, owner, shared, login, since, until)
         stream.receiver = resting
         self._all[stream] = resting
         lane.resting += 1
@@ -147,7 +155,6 @@ class RestingStreams:
         if shared:
             self._settling += 1
             self._turn.add(resting)
-        return resting
 
     def take(self, resting: Resting) -> Stream:
         """Takes a stream that rests out of here, for its next exchange or for its end."""

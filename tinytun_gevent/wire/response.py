@@ -12,6 +12,7 @@ from httptools import HttpResponseParser
 from tinytun_gevent.errors import MessageError
 from tinytun_gevent.wire import fields as rules
 from tinytun_gevent.wire.fields import CHUNKED, DROP, NOTE, RESPONSE, Fields, HeadLimits
+from tinytun_gevent.wire.keep_alive import KeepAlive, parse_keep_alive
 
 INTERIM_MAX: Final = 64
 """1xx answers to one request; a service that sends more has gone mad."""
@@ -46,6 +47,8 @@ class ResponseHead:
     """NTLM or Negotiate is asked for: see ``RequestHead.connection_auth``."""
     withheld: frozenset[bytes] = _WITHHELD
     """Lower-case names of the trailer fields that may not pass: the same as in the head."""
+    promise: KeepAlive | None = None
+    """What the service says about how long its connection can be used."""
 
 
 def parse_response_head(
@@ -98,6 +101,7 @@ def parse_response_head(
         upgrade,
         rules.is_bound_auth(noted.get(b"www-authenticate")),
         _WITHHELD | options.named if options.named else _WITHHELD,
+        parse_keep_alive(noted[b"keep-alive"]) if b"keep-alive" in noted else None,
     )
 
 
