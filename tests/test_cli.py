@@ -602,15 +602,18 @@ def test_a_running_exchange_finishes_after_the_first_signal(server: TunnelServer
 
 def test_a_terminal_that_goes_away_ends_it_unless_nohup_was_said(server: TunnelServer, page: int) -> None:
     arguments = ("http", str(page), "-s", "kept", "--server", server.url)
-    with Client(*arguments) as client:
+
+    def inheriting(what: signal.Handlers) -> Client:
+        before = signal.signal(signal.SIGHUP, what)  # a child has what its parent has, as from nohup
+        try:
+            return Client(*arguments)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    with inheriting(signal.SIG_DFL) as client:
         assert client.url
         assert client.stop(signal.SIGHUP) == 0
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits it, as from nohup
-    try:
-        client = Client(*arguments)
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    with client:
+    with inheriting(signal.SIG_IGN) as client:
         assert client.url
         client.process.send_signal(signal.SIGHUP)
         assert fetch(server, "kept")[0] == 200

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinytun_gevent.registry import Record
@@ -134,6 +134,7 @@ names = st.one_of(
 )
 
 
+@settings(max_examples=30)
 @given(
     st.lists(
         st.builds(
