@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from certificates import AUTHORITY, install, issue
-from conftest import OpenTunnel, StartServer, StartService
+from conftest import FastClock, OpenTunnel, StartServer, StartService
 from support import DEADLINE, Peer, eventually, request
 
 from tinytun_gevent import TunnelServer, relay, sockets, stream
@@ -238,20 +238,18 @@ def test_what_came_before_the_session_was_lost_arrives(
 
 
 def test_a_visitor_that_takes_nothing_is_not_waited_for_ever(
-    monkeypatch: pytest.MonkeyPatch,
-    fast_clock: None,
+    fast_clock: FastClock,
     start_server: StartServer,
     start_service: StartService,
     open_tunnel: OpenTunnel,
 ) -> None:
-    monkeypatch.setattr(pace, "TAKING_GRACE", 0.3)
     server = start_server()
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (16 * SIZE)
     open_tunnel(start_service(breaking_off(head)), server=server)
     with visit(server.proxy_port) as sock:
         sock.sendall(request())
-        eventually(lambda: server.core.busy)
-        eventually(lambda: not server.core.busy and not front_of(server).visitors)
+        eventually(lambda: not server.core.busy and front_of(server).visitors)
+        eventually(lambda: (fast_clock.forward(pace.TAKING_GRACE), not front_of(server).visitors)[1])
         got, error = read_slowly(sock)
         assert len(got) < SIZE
         assert isinstance(error, ConnectionResetError)

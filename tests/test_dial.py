@@ -422,13 +422,13 @@ def test_through_the_real_tinyproxy(tmp_path: Path, authority: trustme.CA) -> No
 REQUEST = OpenRequest(Kind.HTTP, "tunnel.example:5554", subdomain="app")
 
 
-def open_with(answer: bytes, close: bool = True) -> tuple[OpenReply, bytes]:
+def open_with(answer: bytes, close: bool = True, timeout: float = DEADLINE) -> tuple[OpenReply, bytes]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(answer)
         if close:
             theirs.shutdown(native.SHUT_WR)
-        return open_tunnel(ours, REQUEST, "subdomain 'app'", timeout=0.5)
+        return open_tunnel(ours, REQUEST, "subdomain 'app'", timeout=timeout)
 
 
 def test_a_tunnel_is_opened_and_no_byte_behind_the_head_is_lost() -> None:
@@ -473,10 +473,10 @@ def test_retry_after_is_passed_on() -> None:
 
 def test_a_server_that_never_answers_or_never_ends_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnreachableError, match="did not answer the CONNECT"):
-        open_with(b"HTTP/1.1 101", close=False)
+        open_with(b"HTTP/1.1 101", close=False, timeout=0.5)
     monkeypatch.setattr(opening, "REASON_TIMEOUT", 0.1)
     with pytest.raises(RefusedError, match="half a rea"):
-        open_with(b"HTTP/1.1 403 No\r\nContent-Length: 100\r\n\r\nhalf a rea", close=False)
+        open_with(b"HTTP/1.1 403 No\r\nContent-Length: 100\r\n\r\nhalf a rea", close=False, timeout=0.5)
 
 
 # -- the local service ----------------------------------------------------------

@@ -46,6 +46,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tinytun_gevent import incoming, writer
+from tinytun_gevent import session as session_module
 from tinytun_gevent.errors import (
     PeerProtocolError,
     PeerSilentError,
@@ -891,11 +892,12 @@ def jammed(
 
 def test_a_peer_that_makes_us_answer_and_reads_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it makes us answer is less than any limit, and it takes nothing of what is on its way to it."""
+    monkeypatch.setattr(session_module, "HANG_UP", 3600.0)
     with jammed(monkeypatch, 64 * MIB) as (session, peer, sender):
         stopped = session.writer.sent
         wait_until(lambda: session.writer.unsent and session.writer.sent == stopped)
         peer.send(PingFrame(0, b"12345678").serialize() * 100)
-        with deadline(0.5):  # nobody waits for the GOAWAY to leave
+        with deadline():  # nobody waits for the GOAWAY to leave
             session.closed.wait()
             with pytest.raises(SessionError):
                 sender.get()
