@@ -371,7 +371,7 @@ def test_an_unfinished_proxy_header_is_not_waited_for(
 def test_a_connection_that_a_trusted_proxy_opens_in_advance_may_wait(
     start_server: StartServer, fast_clock: FastClock
 ) -> None:
-    server = start_server(trusted_proxies="127.0.0.1")
+    server = start_server(trusted_proxies="127.0.0.1", proxy_header_timeout=10)
     with connect(server.proxy_port) as sock:
         eventually(lambda: edge_of(server).visitors)
         fast_clock.forward(2 * server.config.proxy_header_timeout)
