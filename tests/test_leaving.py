@@ -31,9 +31,10 @@ from support import (
 )
 from test_real_programs import daemon, listens, program
 
-from tinytun_gevent import TunnelServer
+from tinytun_gevent import TunnelServer, sockets
 from tinytun_gevent.server import leaving
 from tinytun_gevent.server.core import Observed
+from tinytun_gevent.server.edge import Edge
 from tinytun_gevent.server.leaving import HalfClosed, is_gone
 from tinytun_gevent.wire.http1 import HeadLimits, parse_request_head
 
@@ -227,6 +228,28 @@ def test_a_visitor_that_leaves_the_queue_is_not_served(
         eventually(lambda: not pool.waiting_count)
     assert get(server.proxy_port, "demo", "/fast").body == b"fast"
     assert [got.target for got in service.requests] == [b"/events", b"/fast"]
+
+
+@pytest.mark.parametrize("port", ["proxy_port", "proxy_tls_port"])
+def test_the_kernel_asks_whether_a_silent_visitor_is_still_there(
+    start_server: StartServer, tmp_path: Path, port: str
+) -> None:
+    """One that has vanished without a FIN; what is on the listening socket is on its connections."""
+    install(tmp_path, issue("demo.localhost"))
+    server = start_server(tls_dir=str(tmp_path), proxy_tls_port=0)
+    front = next(front for front in server.core.fronts if isinstance(front, Edge))
+    context = ssl.create_default_context()
+    AUTHORITY.configure_trust(context)
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(connect(getattr(server, port)))
+        if port == "proxy_tls_port":
+            stack.enter_context(context.wrap_socket(sock, server_hostname="demo.localhost"))
+        eventually(lambda: front.visitors)
+        (visitor,) = front._visitors
+        taken = visitor.end.sock
+        assert taken.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        for name, value in sockets.KEEP_ALIVE:
+            assert taken.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value
 
 
 # -- visitors that only half-close -----------------------------------------------------------------

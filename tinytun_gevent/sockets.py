@@ -38,6 +38,11 @@ BareSocket = _socket.socket
 Socket = socket.socket | BareSocket
 """A connected socket: gevent's, or a bare one."""
 
+KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+"""Seconds of silence before a visitor's kernel is asked whether it is there, seconds between two such
+questions, and how many of them: one that has vanished without a word, as a telephone does, is noticed in two
+minutes. Go asks after 15 seconds, which keeps telephones awake."""
+
 SHORT: Final = 4096
 """Bytes of a read that may be a head whose body waits for an acknowledgement."""
 
@@ -60,6 +65,15 @@ def tune_session(sock: Socket) -> None:
         option = getattr(native, name, None)
         if option is not None:
             sock.setsockopt(native.IPPROTO_TCP, option, value)
+
+
+def keep_alive(listener: Socket) -> None:
+    """Has the kernel notice peers of ``listener``'s connections that vanish: these inherit its options."""
+    listener.setsockopt(native.SOL_SOCKET, native.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE:
+        option = getattr(native, name, None)
+        if option is not None:
+            listener.setsockopt(native.IPPROTO_TCP, option, value)
 
 
 def peer_name(sock: Socket) -> str:

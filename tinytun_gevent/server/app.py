@@ -22,6 +22,7 @@ from ..background import run_in_hub
 from ..errors import TunnelError
 from ..rare import Rare, sum_up
 from ..registry import Record, Registry
+from ..sockets import keep_alive
 from . import tokens
 from .accepting import Acceptor
 from .accesslog import AccessLog
@@ -86,6 +87,8 @@ class Serving:
         if config.tls_dir:
             handlers.append(self._https.handle)
             raw.append(True)
+        for visitors in (sockets[2], *sockets[4:]):
+            keep_alive(visitors)
         self._servers: list[Acceptor] = []
         for sock, handler, is_raw in zip(sockets, handlers, raw, strict=True):
             sock.setblocking(False)
