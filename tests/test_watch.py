@@ -39,11 +39,11 @@ def wait_accepted(server: TunnelServer) -> None:
     front = next(front for front in server.core.fronts if isinstance(front, Edge))
 
     def is_accepted() -> bool:
-        (visitor,) = front._visitors
-        stream = visitor.exchange and visitor.exchange.stream
-        return bool(stream and stream.accepted)
+        exchanges = [visitor.exchange for visitor in front._visitors if visitor.exchange]
+        streams = [exchange.stream for exchange in exchanges]
+        return bool(streams) and all(stream and stream.accepted for stream in streams)
 
-    eventually(lambda: front.visitors and is_accepted())
+    eventually(is_accepted)
 
 
 def has_come(sock: socket.socket) -> bool:
@@ -245,6 +245,7 @@ def test_an_upgrade_is_not_waited_for_by_somebody_who_cannot_use_it(
             if answer:
                 assert read_response(sock).body == answer
             else:
+                wait_accepted(server)
                 while not has_come(sock):
                     fast_clock.forward(leaving.HALF_CLOSED_GRACE)
             assert sock.recv(1) == b""
