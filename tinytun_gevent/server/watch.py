@@ -25,7 +25,7 @@ LINGER: Final = 2.0
 
 
 class Reading:
-    """The patience with a visitor for whom bytes wait here. Call :meth:`is_over` about once a second."""
+    """Times a visitor for whom bytes wait here. Call :meth:`is_over` about once a second."""
 
     __slots__ = ("_pace", "_rate")
 
@@ -35,7 +35,7 @@ class Reading:
         self._pace: Pace | None = None
 
     def is_over(self, sink: SocketSink, now: float) -> bool:
-        """Whether it is over. The visitor's kernel tells what was taken: ours takes megabytes at a time."""
+        """Whether patience is over. The visitor's kernel tells what was taken: ours takes megabytes."""
         if sink.idle or sink.done or not self._rate or sink.end is None:
             self._pace = None
             return False
@@ -45,10 +45,6 @@ class Reading:
         if self._pace is None:
             self._pace = Pace(self._rate, pace.TAKING_GRACE, now, count)
         return self._pace.look(now, count, not sink.waits_turn)
-
-    def pause(self) -> None:
-        """Forgets what was: nothing is asked of the visitor now."""
-        self._pace = None
 
 
 class Watch:
@@ -72,7 +68,7 @@ class Watch:
         self._exchange: Exchange | None = None
         #: How patient we still are with the body under way, and with the visitor as a reader.
         self._sending: Sending | None = None
-        self._reading = Reading(config.min_body_rate)
+        self._reading: Reading | None = None
         #: How long the visitor, who has half-closed, still keeps its place.
         self._half_closed: HalfClosed | None = None
         #: Bytes that an upgraded connection had carried when it was last looked at, and when those were new.
@@ -156,9 +152,11 @@ class Watch:
     def _takes_too_little(self, now: float) -> bool:
         """Whether patience is over with a visitor for whom bytes wait; once upgraded, any pace will do."""
         visitor = self._visitor
-        if visitor.exchange is not None and visitor.exchange.upgraded:
-            self._reading.pause()
+        if visitor.sink.idle or (visitor.exchange is not None and visitor.exchange.upgraded):
+            self._reading = None
             return False
+        if self._reading is None:
+            self._reading = Reading(self._config.min_body_rate)
         return self._reading.is_over(visitor.sink, now)
 
     def _check_upgraded(self, exchange: Exchange, now: float) -> None:
