@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tinytun_gevent.liveness import PATIENCE, QUIET, Liveness
+from tinytun_gevent.liveness import PATIENCE, QUIET, RECENT, Liveness, Pauses, waking_time
 
 PING = 17  # bytes of a PING frame
 
@@ -109,3 +109,29 @@ def test_a_count_that_becomes_unknown_changes_nothing() -> None:
     live.pinged(4.0, acknowledged=0, behind=5000)
     live.acknowledged(5.0, None)
     assert live.next_check() == 4.0 + PATIENCE
+
+
+# -- when this process did not run --------------------------------------------
+
+
+def test_looks_in_time_are_no_pause() -> None:
+    pauses = Pauses(0.0)
+    for second in range(0, 60, int(QUIET)):
+        pauses.look(second)
+        assert pauses.since(second + 1) == 0
+
+
+def test_a_pause_explains_what_happens_soon_after_it() -> None:
+    pauses = Pauses(100.0)
+    pauses.look(104.0)
+    assert pauses.since(149.0) == 45.0
+    pauses.look(152.0)
+    assert pauses.since(154.0) == 50.0
+    for second in range(156, 180, 2):
+        pauses.look(second)
+    assert pauses.since(149.0 + RECENT) == 0
+
+
+def test_the_clock_goes_on() -> None:
+    before = waking_time()
+    assert waking_time() >= before

@@ -165,7 +165,9 @@ def stop_for(server: ServerProcess, service: Service, name: str, seconds: float)
             visitor.close()
         time.sleep(max(0.0, began + seconds - time.monotonic()))
         process.signal(signal.SIGCONT)
+        process.wait_line(r"no answer from 127.0.0.1:\d+ for \d+ s: this computer was asleep or offline")
         eventually(lambda: serves(server, name), what=f"{name} back")
+        assert "is stopping" not in "".join(process.stderr)
     finally:
         process.kill()
 

@@ -10,7 +10,7 @@ from gevent.event import Event
 
 from tinytun_gevent import sockets
 from tinytun_gevent.errors import PeerSilentError
-from tinytun_gevent.liveness import LOOK, Liveness
+from tinytun_gevent.liveness import LOOK, Liveness, Pauses, waking_time
 
 if TYPE_CHECKING:
     from tinytun_gevent.session import Session
@@ -33,6 +33,8 @@ class KeepAlive:
     def __init__(self, session: Session, now: float) -> None:
         self._session = session
         self.liveness = Liveness(now)
+        #: When this process did not run.
+        self.pauses = Pauses(waking_time())
         #: PINGs that are still to follow upon the answer to the one before.
         self.probes = PROBES - 1
         #: Set by the first answer.
@@ -72,6 +74,7 @@ class KeepAlive:
         session, liveness = self._session, self.liveness
         while not session.closing:
             now = time.monotonic()
+            self.pauses.look(waking_time())
             delay = liveness.next_check() - now
             if liveness.awaited:
                 delay = min(delay, LOOK)

@@ -1,7 +1,8 @@
-"""When does a silent peer count as dead? The rule, without I/O."""
+"""When a silent peer counts as dead, and whether it was this side that did not listen. Without I/O."""
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 QUIET: Final = 4.0
@@ -10,6 +11,10 @@ QUIET: Final = 4.0
 PATIENCE: Final = 5.0
 """Seconds without any sign of life after which a peer that owes an answer is dead."""
 
+
+RECENT: Final = 2 * (QUIET + PATIENCE)
+"""Seconds behind a pause of this process within which it explains the end of a session: twice what it takes
+to notice that."""
 
 LOOK: Final = 0.25
 """Seconds between two looks at what the peer's kernel has acknowledged: how much later than it
@@ -66,3 +71,37 @@ class Liveness:
 
     def is_dead(self, now: float) -> bool:
         return self.awaited and now >= self.last_sign + PATIENCE
+
+
+class Pauses:
+    """Notes when this process did not run: the computer was asleep, or the process was stopped.
+
+    Times are seconds of :func:`waking_time`. Who looks does so every :data:`QUIET` seconds at least.
+    """
+
+    __slots__ = ("_began", "_ended", "_looked")
+
+    def __init__(self, now: float) -> None:
+        self._looked = now
+        #: The last pause; none yet.
+        self._began = self._ended = -RECENT
+
+    def look(self, now: float) -> None:
+        """The process runs at ``now``."""
+        if now - self._looked > PATIENCE:
+            self._began, self._ended = self._looked, now
+        self._looked = now
+
+    def since(self, now: float) -> float:
+        """Seconds since the beginning of a pause that ended just now; 0 if there was none."""
+        self.look(now)
+        return now - self._began if now - self._ended < RECENT else 0.0
+
+
+def waking_time() -> float:
+    """Seconds on a clock that goes on while the computer is asleep. Only to explain what happened."""
+    return time.clock_gettime(_CLOCK) if _CLOCK is not None else time.monotonic()
+
+
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+"""Linux's; macOS's CLOCK_MONOTONIC counts sleep as well, and Python's ``monotonic`` on Windows does."""

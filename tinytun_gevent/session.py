@@ -37,6 +37,7 @@ from tinytun_gevent.sockets import Buffer, End, Socket, Source, end_of
 from tinytun_gevent.stream import NO_ERROR, Gate, Stream
 from tinytun_gevent.turns import let_others_run
 from tinytun_gevent.wire import http2
+from tinytun_gevent.wire.goodbye import SILENT
 from tinytun_gevent.writer import SMALL, Writer
 
 HANG_UP: Final = 1.0
@@ -173,8 +174,8 @@ class Session:
         self.closing = True
         self.error = error
         if not self.goaway_sent or code:
-            reason = str(error).encode("ascii", "replace") if code else b""
-            self._send_goaway(code, reason, arrives=bool(code) or error is None)
+            reason = str(error) if code else SILENT if isinstance(error, PeerSilentError) else ""
+            self._send_goaway(code, reason.encode("ascii", "replace"), arrives=bool(code) or error is None)
         else:
             self.writer.control()  # what was to leave when this round of the event loop is over
         ended = error or SessionClosedError("the session was closed")

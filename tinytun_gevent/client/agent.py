@@ -27,6 +27,7 @@ from .backoff import Backoff
 from .config import ClientConfig
 from .confirming import warnings
 from .crowd import Crowd
+from .ending import why_ended
 from .events import Counters, Listener, State
 from .joining import Team
 from .link import open_session
@@ -213,8 +214,7 @@ class Agent:
         finally:
             self.connected.clear()
             team.close()
-        said = team.said or str(team.error or "the server closed the tunnel")
-        reason = "the server is stopping" if team.stops else said
+        reason = why_ended(team.last, self.config.server.authority, team.said, team.stops)
         if team.replaced:
             reason = "another client that has the same token took the name"
             self._claim.drop()  # shown again, it would take the name from the other, and so on for ever

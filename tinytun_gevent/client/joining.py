@@ -11,7 +11,7 @@ import gevent
 from gevent.event import Event
 
 from .. import sockets
-from ..errors import HandshakeError, SessionError, TryLaterError, TunnelError
+from ..errors import HandshakeError, TryLaterError, TunnelError
 from ..session import Session
 from ..stream import CANCEL, NO_ERROR, Stream
 from ..wire.goodbye import ends_access
@@ -57,7 +57,7 @@ class Team:
         #: Set when the tunnel takes no visitors any more.
         self.over = Event()
         #: The session that was the last to take visitors.
-        self._last = first
+        self.last = first
         #: Whether the server has closed any for another client, that showed the same token.
         self.replaced = False
         #: Whether the server has closed any because the token is not valid any more.
@@ -77,14 +77,9 @@ class Team:
             self._watcher = gevent.spawn(self._watch, granted.join_key)
 
     @property
-    def error(self) -> SessionError | None:
-        """Once it is `over`: why the last session has ended; None after a clean end."""
-        return self._last.error
-
-    @property
     def said(self) -> str:
         """Why the server has ended it, in the server's words; empty if it gave no reason."""
-        reason = self._last.goaway_reason if self._last.goaway_code != NO_ERROR else b""
+        reason = self.last.goaway_reason if self.last.goaway_code != NO_ERROR else b""
         return f"the server says: {clean(hide(reason, self._config.token))}" if reason else ""
 
     @property
@@ -135,7 +130,7 @@ class Team:
         if self._gauges.pop(session, None) is None:
             return False
         if not self._gauges:
-            self._last = session
+            self.last = session
             self.stops = stops
             self.over.set()
         return True

@@ -15,6 +15,9 @@ NO_ACCESS: Final = "its token was revoked or has expired"
 NOT_ALLOWED: Final = "its token does not allow the name any more"
 """The opener may not have the tunnel any more; both with the code INADEQUATE_SECURITY."""
 
+SILENT: Final = "no answer came from you"
+"""The connection was taken for dead; with the code NO_ERROR. It is read if the other side was only asleep."""
+
 INADEQUATE_SECURITY: Final = 12
 """RFC 9113 §7. Nothing else between our two programs is told with it."""
 
