@@ -253,7 +253,8 @@ def test_a_copy_of_the_state_takes_the_name_once_and_not_again_and_again(
 def test_a_hundred_clients_are_back_seconds_after_the_server(page: int) -> None:
     def start(port: int) -> TunnelServer:
         ports = dict.fromkeys(("proxy_port", "tcp_proxy_port", "metadata_port"), 0)
-        return TunnelServer(bind="127.0.0.1", base_domains="localhost", connection_port=port, **ports).start()
+        ports |= {"connection_port": port, "source_tunnels": 0}  # all have one address
+        return TunnelServer(bind="127.0.0.1", base_domains="localhost", **ports).start()
 
     server = start(0)
     tunnels = [Tunnel(page, server=server.url) for _ in range(100)]
