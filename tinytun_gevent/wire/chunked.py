@@ -38,9 +38,12 @@ MAX_TRAILER: Final = 16 * 1024
 """Bytes of a trailer section: what a request head may have."""
 MAX_TRAILER_FIELDS: Final = 100
 
-LINES_AT_ONCE: Final = 64
-"""Lines that are looked at before others have a turn, some tenths of a millisecond's work: one read may hold
-tens of thousands of chunks of one byte. In ordinary traffic it holds some dozens."""
+LINES_AT_ONCE: Final = 512
+"""Lines that are looked at before others have a turn, half a millisecond's work: one read may hold tens of
+thousands of chunks of one byte. One of ordinary traffic is to be below: with 64, answers in chunks of 2 KiB,
+as Go's servers send them, cost three times as much."""
+ODD_LINE: Final = 4
+"""As how many lines one counts that is written anew, or that comes in parts: so much longer it takes."""
 
 SEGMENT: Final = 256
 """Bytes of an incomplete line that are looked at in one go, a few times what is usual."""
@@ -117,12 +120,13 @@ class ChunkedBody:
                     break
                 position += self._left
                 self._left = 0
-                if not lines:
+                if lines <= 0:
                     break
                 lines -= 1
                 bare = BARE_LINE.get(self._state)
                 if bare is None or not (line := bare.match(view, position)):
                     position = self._feed_odd_line(position)
+                    lines -= ODD_LINE - 1
                     continue
                 if self._plain:
                     self._hold_back(position, line.end())
