@@ -99,6 +99,7 @@ class FakeSession:
         self.streams: list[FakeStream] = []
         self.goaway_received = False
         self.round_trip = 0.0
+        self.behind = False
         self.on_room: Callable[[FakeSession], None] | None = None
 
     @property

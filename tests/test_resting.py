@@ -55,6 +55,18 @@ def test_what_comes_behind_an_answer_within_a_turn_ends_the_stream() -> None:
     assert pool.idle_count == 0
 
 
+def test_a_reader_that_pauses_has_not_seen_what_comes_behind() -> None:
+    pool, [session] = make_pool(10)
+    stream = pool.acquire()
+    session.behind = True
+    pool.release(stream, owner=ANN)
+    turns()
+    assert pool.acquire(reuse=True, owner=BEN) is not stream
+    session.behind = False
+    turns()
+    assert pool.acquire(reuse=True, owner=BEN) is stream
+
+
 def test_what_is_not_shared_is_its_owner_s_for_good() -> None:
     pool, _ = make_pool(10)
     stream = pool.acquire()

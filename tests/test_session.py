@@ -713,17 +713,22 @@ def test_a_flood_of_small_frames_takes_no_memory_and_no_other_stream_s_turn(fram
 def test_very_many_frames_in_one_read_let_others_have_turns_between_them() -> None:
     """A byte each: that is no flood, but it is not to hold everybody else up either."""
     count = 20_000
-    with raw_peer(opener=False) as (_, peer, pair):
+    with raw_peer(opener=False) as (session, peer, pair):
         peer.send(headers_frame(1))
         wait_until(lambda: pair.accepted)
         stream = pair.accepted[0].stream
         sender = gevent.spawn(peer.send, data_frame(1, b"x").serialize() * count)
         most = last = 0
+        behind = False
         with deadline():
             while stream.received < count:
                 most, last = max(most, stream.received - last), stream.received
+                behind = behind or session.behind
                 gevent.sleep(0)
             sender.get()
+            while session.behind:
+                gevent.sleep(0)
+        assert behind, "others run while bytes wait to be looked at"
         assert most <= 2 * FRAMES_AT_ONCE  # the last ones of a read, and the first ones of the next
         assert pair.accepted[0].wait(count) == b"x" * count
 

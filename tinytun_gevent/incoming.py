@@ -84,6 +84,8 @@ class Incoming:
         self._current_flags = 0
         #: DATA bytes since the connection's window was last refilled.
         self._used = 0
+        #: Whether others run though bytes have come that were not looked at.
+        self.behind = False
 
     def read(self, early: bytes) -> None:
         """The reader greenlet: ``early`` first, then the socket, for as long as the session lives."""
@@ -101,7 +103,9 @@ class Incoming:
                     if count >= BULK and session.share_in is not None:
                         session.share_in.took(count)
                         if session.share_in.ahead:
+                            self.behind = True
                             session.share_in.wait()
+                            self.behind = False
                 elif count == 0:
                     self._ended_by_peer()
         except (FrameTooLongError, ProtocolError, PeerProtocolError) as error:
@@ -138,11 +142,12 @@ class Incoming:
     def _wait_drained(self) -> None:
         """Blocks while too much waits for the peer; raises ``PeerProtocolError`` if that takes nothing."""
         writer, sock = self._session.writer, self._session.end.sock
-        taken = writer.sent, sockets.acknowledged(sock)
+        taken, behind, self.behind = (writer.sent, sockets.acknowledged(sock)), self.behind, True
         while not writer.wait_drained(STALLED):
             before, taken = taken, (writer.sent, sockets.acknowledged(sock))
             if taken == before:
                 raise PeerProtocolError("the peer does not read our answers", guard.ENHANCE_YOUR_CALM)
+        self.behind = behind
 
     def _receive_all(self, view: memoryview) -> None:
         """Takes the bytes of one read; lets others have a turn where those are very many frames."""
@@ -150,6 +155,7 @@ class Incoming:
         rest = self._receive(view)
         if rest:
             rest = memoryview(bytes(rest))  # others read into the same buffer meanwhile
+            self.behind = True
         self._let_answers_leave()
         while rest and not session.closing:
             let_others_run()
@@ -157,6 +163,7 @@ class Incoming:
                 return
             rest = self._receive(rest)
             self._let_answers_leave()
+        self.behind = False
 
     def _let_answers_leave(self) -> None:
         if self._session.writer.pending:

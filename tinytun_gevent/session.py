@@ -245,6 +245,11 @@ class Session:
         return self.keep_alive.min_rtt
 
     @property
+    def behind(self) -> bool:
+        """Whether bytes have come from the peer that its reader, which pauses, has not looked at."""
+        return self._incoming.behind
+
+    @property
     def takes_streams(self) -> bool:
         """Whether the peer may open another stream now."""
         return len(self.streams) < self.max_streams and not self.goaway_sent and not self.closing

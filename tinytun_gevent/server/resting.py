@@ -253,6 +253,9 @@ class RestingStreams:
         for resting in due:
             if self._all.get(resting.stream) is not resting:
                 continue  # in use again, or over
+            if resting.lane.session.behind:  # what came behind its answer may not have been looked at
+                self._turn.add(resting)
+                continue
             self._settling -= 1
             resting.settled = True
             if resting.owner is not None:
