@@ -60,6 +60,27 @@ def test_a_stream_that_is_given_back_while_another_waits_long_does_not_rest(
     assert [stream.local_ended for stream in used] == [True, True, False], "two wait"
 
 
+def test_one_that_has_waited_long_makes_no_later_one_wait(
+    long_rest: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long poll, for which a stream has ended in vain."""
+    monkeypatch.setattr(starvation, "REPEAT", HOUR)
+    pool, _ = make_pool(10)
+    first, second = pool.acquire(), pool.acquire()
+    pool.acquire()
+    for stream in (first, second):
+        stream.answer(pool)
+        pool.release(stream, owner=stream, shared=False)
+    with gevent.Timeout(DEADLINE):
+        while not first.local_ended:
+            gevent.sleep(0.001)
+    assert not second.local_ended
+    pool.acquire()
+    with gevent.Timeout(DEADLINE):
+        while not second.local_ended:
+            gevent.sleep(0.001)
+
+
 def test_a_login_does_not_end_for_others(long_rest: None) -> None:
     pool, _ = make_pool(10)
     login, kept, fresh = (pool.acquire() for _ in range(3))

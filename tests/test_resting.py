@@ -140,6 +140,22 @@ def test_a_kept_stream_that_is_too_old_for_a_request_makes_place_for_another() -
     assert kept.local_ended
 
 
+def test_a_visitor_keeps_one_stream_and_the_older_one_ends() -> None:
+    pool, _ = make_pool(10)
+    kept, shared = pool.acquire(), pool.acquire()
+    give_back(pool, shared)
+    give_back(pool, kept, owner=ANN, shared=False)
+    kept.receiver.since -= 2 * pool_module.FRESH_LIFE
+    shared.receiver.since += DEADLINE
+    assert pool.acquire(reuse=True, retriable=False, owner=ANN) is shared
+    give_back(pool, shared, owner=ANN)
+    assert kept.local_ended
+    kept.end()
+    pool.leave(ANN)
+    assert pool.idle_count == 1
+    assert pool.acquire(reuse=True, owner=BEN) is shared
+
+
 def test_counts() -> None:
     pool, [session] = make_pool(10)
     streams: list[Any] = [pool.acquire() for _ in range(4)]

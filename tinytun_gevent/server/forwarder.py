@@ -153,8 +153,10 @@ class Forwarder:
         return self._core.is_trusted(self.forwarding.client)
 
     def _enter(self, pool: StreamPool | None, client: str = "") -> None:
-        """What comes next is for the tunnel of ``pool``; what is kept for another, or for another client's
-        login, ends."""
+        """Notes which tunnel the next request is for, and of which client.
+
+        What is kept for another tunnel, or as another client's login, ends.
+        """
         if pool is not self._pool or (self._login and self._login != client):
             self.close()
         self._pool = pool

@@ -1,5 +1,4 @@
-"""Ends resting streams of a tunnel when fresh ones wait for a thread of its service: see
-``starvation.py``."""
+"""Ends resting streams of a tunnel when fresh ones wait for a thread of its service (``starvation.py``)."""
 
 from __future__ import annotations
 
@@ -25,15 +24,16 @@ class Relief:
     Nothing in here blocks.
     """
 
-    __slots__ = ("_look", "_resting", "_sessions", "_starvation")
+    __slots__ = ("_due", "_look", "_resting", "_sessions", "_starvation")
 
     def __init__(self, resting: RestingStreams, sessions: list[Session]) -> None:
         """``sessions`` are the tunnel's at any time."""
         self._resting = resting
         self._sessions = sessions
         self._starvation = Starvation()
-        #: Fires when a fresh stream has waited for long.
+        #: Fires when a fresh stream has waited for long, and when that is.
         self._look: Any = None
+        self._due = 0.0
 
     def opened(self, stream: Stream) -> None:
         """Notes a fresh stream, on which a request leaves now."""
@@ -48,8 +48,7 @@ class Relief:
         self._look_later()
 
     def may_rest(self, stream: Stream, login: bool, now: float) -> bool:
-        """Whether a stream that was given back may rest, because no fresh one waits for the thread that it
-        holds."""
+        """Whether a stream that was given back may rest: no fresh one waits for its thread."""
         starvation = self._starvation
         if starvation.waiting:
             starvation.forget(stream)
@@ -77,11 +76,18 @@ class Relief:
         return max((session.round_trip for session in self._sessions), default=0.0)
 
     def _look_later(self) -> None:
-        starvation = self._starvation
-        if not starvation.waiting or not self._resting or (self._look is not None and self._look.active):
+        """Sees to it that :meth:`_relieve` runs when it is time, if anything waits and anything rests."""
+        if not self._starvation.waiting or not self._resting:
             return
-        delay = starvation.patience(time.monotonic(), self._round_trip)
-        self._look = get_hub().loop.timer(delay if delay > 0 else LOOK_AGAIN)
+        now = time.monotonic()
+        delay = self._starvation.patience(now, self._round_trip)
+        due = now + (delay if delay > 0 else LOOK_AGAIN)
+        if self._look is not None and self._look.active:
+            if self._due <= due:
+                return
+            self._look.stop()
+        self._due = due
+        self._look = get_hub().loop.timer(due - now)
         self._look.start(self._relieve)
 
     def _relieve(self) -> None:

@@ -145,6 +145,8 @@ class RestingStreams:
         until: float,
     ) -> None:
         """Lets a stream rest; ``since`` is now, ``until`` the time at which it has to end at the latest."""
+        if owner in self._owned:  # one that was too old for its last request
+            self.leave(owner, since)
         stream.rest()
         resting = Resting(self, lane, stream, owner, shared, login, since, until)
         stream.receiver = resting
