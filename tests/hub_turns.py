@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import gevent
 
 from tinytun_gevent.background import run_in_hub
+
+REQUEST: Final = 8
+"""Turns that one request takes, one after the other: accepted, read, sent on, answered, written."""
 
 
 class HubTurns:
@@ -29,6 +33,9 @@ class HubTurns:
     def __init__(self) -> None:
         #: Processor seconds of the longest turn since the start or the last `take`.
         self.longest = 0.0
+        #: The same of the longest :data:`REQUEST` turns in a row: what somebody's request has waited.
+        self.request = 0.0
+        self._last: deque[float] = deque(maxlen=REQUEST)
         #: Turns so far. A hub with nothing to do makes none.
         self.count = 0
         self._began = 0.0
@@ -52,6 +59,11 @@ class HubTurns:
         longest, self.longest = self.longest, 0.0
         return longest
 
+    def take_request(self) -> float:
+        """The longest :data:`REQUEST` turns in a row up to now, once; from any thread."""
+        request, self.request = self.request, 0.0
+        return request
+
     def _first(self) -> None:
         self._began = time.thread_time()
         self._watcher.stop()
@@ -60,6 +72,8 @@ class HubTurns:
     def _note(self) -> None:
         now = time.thread_time()
         self.longest = max(self.longest, now - self._began)
+        self._last.append(now - self._began)
+        self.request = max(self.request, sum(self._last))
         self.count += 1
         self._began = now
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import gevent
 import pytest
-from hub_turns import HubTurns, hub_turns
+from hub_turns import REQUEST, HubTurns, hub_turns
 
 from tinytun_gevent.background import run_in_hub
 
@@ -31,6 +31,20 @@ def test_the_hub_of_servers_is_measured_from_another_thread() -> None:
 
     with ThreadPoolExecutor(1) as elsewhere:  # this thread may have a hub of its own, that of its tests
         elsewhere.submit(scene).result()
+
+
+def test_what_a_request_waits_is_several_turns_in_a_row() -> None:
+    with ThreadPoolExecutor(1) as elsewhere:
+        elsewhere.submit(_requests).result()
+
+
+def _requests() -> None:
+    with hub_turns() as turns:
+        for _ in range(2 * REQUEST):
+            run_in_hub(work, 0.01)
+    assert turns.longest < 0.08
+    assert turns.take_request() >= 0.01 * (REQUEST - 1)
+    assert turns.take_request() == 0
 
 
 def test_waiting_holds_nobody() -> None:

@@ -82,7 +82,7 @@ class Victim:
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return float(self.says())
+        return float(self.says().split()[0])
 
     def forget_peak(self) -> int:
         """Begins to watch for the largest size from now on; the size now, in KiB."""
@@ -199,7 +199,7 @@ def honest() -> Iterator[Service]:
 def attacked_server(honest: Service) -> Iterator[tuple[Scene, int, int]]:
     """A server with an honest tunnel, its connection port and its proxy port."""
     victim = Victim("server")
-    port, proxy_port = map(int, victim.says().split())
+    port, proxy_port, _ = map(int, victim.says().split())
     with (
         contextlib.closing(victim),
         Tunnel(honest.target, server=f"http://127.0.0.1:{port}", proxy="", subdomain="good"),

@@ -18,6 +18,7 @@ from gevent.hub import Hub
 
 from tinytun_gevent import sockets
 from tinytun_gevent.sockets import Buffer, PlainEnd
+from tinytun_gevent.turns import let_others_run
 
 PIECE: Final = 64 * 1024
 """Bytes encrypted, or fed to OpenSSL, at once: four records. Its buffers keep the largest size that they ever
@@ -46,6 +47,9 @@ connection at the 17th record without content."""
 OWED: Final = 4096
 """Bytes that OpenSSL has to say by itself, such as answers to KeyUpdates, of 27 bytes each, and that wait at
 most for a peer who reads nothing. Honest peers cause a handful in hours."""
+
+RECORDS_AT_ONCE: Final = 64
+"""Records decrypted before others have a turn: one read may hold ten thousand with a byte each."""
 
 _scratches: WeakKeyDictionary[Hub, tuple[memoryview, memoryview]] = WeakKeyDictionary()
 
@@ -82,6 +86,7 @@ class TlsEnd(PlainEnd):
         "_owed",
         "_stash",
         "_text",
+        "_tired",
         "_tls",
         "_useless",
     )
@@ -108,6 +113,8 @@ class TlsEnd(PlainEnd):
             self._incoming.write(received)
         #: Whether something may be read without the kernel: decrypted, or about to be.
         self._held = False
+        #: Whether others have to run before more of it is decrypted.
+        self._tired = False
         #: What was decrypted before it was asked for.
         self._stash = b""
         #: The peer sends nothing more; we do not, or have not begun.
@@ -170,7 +177,10 @@ class TlsEnd(PlainEnd):
     # -- reading --------------------------------------------------------------
 
     def wait_readable(self) -> None:
-        """Blocks until something has come: at once if some of it is here already."""
+        """Blocks until something has come: not for long if some of it is here already."""
+        if self._tired:
+            self._tired = False
+            let_others_run()
         if self.closed or not self._held:
             super().wait_readable()
 
@@ -217,7 +227,7 @@ class TlsEnd(PlainEnd):
             piece = cipher[start : start + (LONG if self._useless else PIECE)]
             start += len(piece)
             self._incoming.write(piece)
-            if got == len(view):
+            if got == len(view) or self._tired:
                 self._held = True
                 continue
             before = got
@@ -238,8 +248,13 @@ class TlsEnd(PlainEnd):
     def _decrypt(self, view: memoryview, got: int) -> int:
         """Fills ``view`` from ``got`` on with what is here; how much is in it then."""
         incoming, read, room = self._incoming, self._tls.read, len(view)
+        records = RECORDS_AT_ONCE
         try:
             while incoming.pending or self._held:
+                if not records:
+                    self._held = self._tired = True
+                    return got
+                records -= 1
                 count = read(room - got, view[got:])
                 if not count:
                     raise ssl.SSLZeroReturnError
