@@ -198,6 +198,8 @@ class Agent:
         for text in warnings(request, self._granted):
             self._warn_once(text)
         self._taken_since = None
+        if self.url is None:
+            self._crowd.look_at_service()
         if url != self.url:
             self.url = url
             self._events.url(url)

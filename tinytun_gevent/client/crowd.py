@@ -10,6 +10,7 @@ from ..workers import Workers
 from .config import ClientConfig
 from .events import Counters, Listener
 from .local import LocalDialer
+from .loopback import LoopbackCheck
 from .visitor import LocalHealth, Visitor
 
 FAREWELL = 1.0
@@ -24,6 +25,7 @@ class Crowd:
         self._kind = config.kind
         self._events = events
         self.dialer = LocalDialer(config.target)
+        self._loopback = LoopbackCheck(self.dialer, config.kind, events.warning)
         self.local = LocalHealth(events.local_down, events.local_up)
         #: Set while no visitor is being served.
         self.idle = Event()
@@ -32,6 +34,10 @@ class Crowd:
         #: Serve the visitors; made in the hub that has the first one.
         self._workers: Workers | None = None
         self._finished_in = self._finished_out = self._total = 0
+
+    def look_at_service(self) -> None:
+        """Says, now or later, if ``localhost`` is two services; never blocks."""
+        self._loopback.look()
 
     @property
     def counters(self) -> Counters:

@@ -47,6 +47,8 @@ class LocalDialer:
         #: When names in `_addresses` must be resolved again; None for never.
         self._expires: float | None = None if self._addresses else 0.0
         self._resolving = BoundedSemaphore()
+        #: Called when the service has first accepted a connection; must not block.
+        self.on_answer: Callable[[], None] | None = None
 
     def dial(self) -> Socket | End:
         """A new connection, for ``sockets.end_of``; blocks for at most ``timeout`` seconds.
@@ -64,6 +66,14 @@ class LocalDialer:
                 self._demote_first()
             raise
 
+    @property
+    def first(self) -> str:
+        """The address, or path, that is tried first now; blank while a name is not resolved."""
+        if not self._addresses:
+            return ""
+        _, address = self._addresses[0]
+        return str(address if isinstance(address, str) else address[0])
+
     def _connect(self, connect_to: Callable[[Address], T]) -> T:
         failures: list[OSError] = []
         for address in list(self._current_addresses()):
@@ -74,6 +84,9 @@ class LocalDialer:
                 continue
             if failures:
                 self._prefer(address)
+            if self.on_answer is not None:
+                notify, self.on_answer = self.on_answer, None
+                notify()
             return sock
         self._forget()
         raise LocalServiceError(f"{self.target}: {_most_telling(failures)}")
