@@ -324,6 +324,43 @@ def test_a_record_that_comes_byte_by_byte_is_no_flood(
             record = text(records, b"x" * 16384)
 
 
+def test_many_small_records_are_no_flood(flooder: tuple[TlsEnd, socket.socket, Records]) -> None:
+    end, sock, records = flooder
+    data = bytes(range(256)) * 40
+    pieces = [text(records, data[at : at + 1]) for at in range(len(data))]
+    sending = gevent.spawn(sock.sendall, b"".join(pieces))
+    view, got = memoryview(bytearray(MIB)), bytearray()
+    with deadline():
+        while len(got) < len(data):
+            end.wait_readable()
+            count = end.recv_now(view)
+            got += view[: max(count, 0)]
+        sending.get()
+    assert got == data
+
+
+def test_key_updates_behind_text_are_counted_too(flooder: tuple[TlsEnd, socket.socket, Records]) -> None:
+    """What comes behind more records than are decrypted at once waits, and is fed little by little."""
+    end, sock, records = flooder
+    first = b"".join(text(records, b"x") for _ in range(tls.RECORDS_AT_ONCE + 1))
+    updates = b"".join(records.key_update(answered=False) for _ in range(6 * tls.USELESS // KEY_UPDATE_BYTES))
+    sending = gevent.spawn(sock.sendall, first + updates + text(records, b"end"))
+    view, got = memoryview(bytearray(MIB)), [b""]
+    with deadline(), pytest.raises(ConnectionAbortedError, match="without text"):
+        read_all(end, view, got)
+    sending.kill()
+    assert got[0] == b"x" * (tls.RECORDS_AT_ONCE + 1)
+
+
+def read_all(end: TlsEnd, view: memoryview, got: list[bytes]) -> None:
+    wait_until(lambda: end.unread > 3 * tls.USELESS)
+    while True:
+        end.wait_readable()
+        assert end._incoming.pending <= tls.PIECE
+        count = end.recv_now(view)
+        got[0] += bytes(view[: max(count, 0)])
+
+
 def test_whoever_sends_nothing_but_key_updates_is_left(
     flooder: tuple[TlsEnd, socket.socket, Records],
 ) -> None:

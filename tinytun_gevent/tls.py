@@ -88,6 +88,7 @@ class TlsEnd(PlainEnd):
         "_text",
         "_tired",
         "_tls",
+        "_unfed",
         "_useless",
     )
 
@@ -115,6 +116,8 @@ class TlsEnd(PlainEnd):
         self._held = False
         #: Whether others have to run before more of it is decrypted.
         self._tired = False
+        #: Ciphertext that OpenSSL has not been fed yet: it would take all of it at once, if no text is in it.
+        self._unfed = memoryview(b"")
         #: What was decrypted before it was asked for.
         self._stash = b""
         #: The peer sends nothing more; we do not, or have not begun.
@@ -186,7 +189,8 @@ class TlsEnd(PlainEnd):
 
     @property
     def unread(self) -> int:
-        return super().unread + self._incoming.pending + int(self._tls.pending()) + len(self._stash)
+        here = self._incoming.pending + len(self._unfed) + int(self._tls.pending()) + len(self._stash)
+        return super().unread + here
 
     @property
     def at_end(self) -> bool:
@@ -206,10 +210,11 @@ class TlsEnd(PlainEnd):
         """
         if self._stash:
             return self._unstash(view)
-        got = self._decrypt(view, 0)
+        got = self._take_held(view)
         if got or self._over:
-            self._useless = 0
             return got
+        if self._held:
+            return -1
         try:
             count = self._raw.recv_into(self._cipher[: min(RECEIVE, len(view) + OVERHEAD)])
         except BlockingIOError:
@@ -217,24 +222,33 @@ class TlsEnd(PlainEnd):
         if not count:
             self._over = self._held = True
             return 0
-        got = self._decrypt_all(self._cipher[:count], view)
+        got = self._feed(self._cipher[:count], view, scratch=True)
         return got if got or self._over else -1
 
-    def _decrypt_all(self, cipher: memoryview, view: memoryview) -> int:
-        """Feeds OpenSSL, less at once while no text comes of it; how much of ``view`` is filled then."""
+    def _take_held(self, view: memoryview) -> int:
+        """Fills ``view`` with what has come already; how much is in it then."""
+        got = self._decrypt(view, 0)
+        if not got and self._unfed and not self._over:
+            unfed, self._unfed = self._unfed, self._unfed[:0]
+            got = self._feed(unfed, view, scratch=False)
+        return got
+
+    def _feed(self, cipher: memoryview, view: memoryview, *, scratch: bool) -> int:
+        """Feeds OpenSSL, less at once while no text comes of it; how much of ``view`` is filled then.
+
+        ``scratch``: the bytes do not outlive the call.
+        """
         start = got = 0
         while start < len(cipher):
+            if got == len(view) or self._tired:
+                rest = cipher[start:]
+                self._unfed = memoryview(bytes(rest)) if scratch else rest
+                self._held = True
+                break
             piece = cipher[start : start + (LONG if self._useless else PIECE)]
             start += len(piece)
             self._incoming.write(piece)
-            if got == len(view) or self._tired:
-                self._held = True
-                continue
-            before = got
             got = self._decrypt(view, got)
-            self._useless = max(0, self._useless + len(piece) - SMALLEST * (got - before))
-            if self._useless > USELESS:
-                raise ConnectionAbortedError(errno.ECONNABORTED, "the peer sends TLS records without text")
         return got
 
     def recv(self, size: int) -> bytes:
@@ -246,7 +260,19 @@ class TlsEnd(PlainEnd):
                 return bytes(view[:count])
 
     def _decrypt(self, view: memoryview, got: int) -> int:
-        """Fills ``view`` from ``got`` on with what is here; how much is in it then."""
+        """Fills ``view`` from ``got`` on with what OpenSSL has; how much is in it then."""
+        had, waited = got, self._incoming.pending
+        got = self._read_records(view, got)
+        if self._unfed:
+            self._held = True
+        taken = waited - self._incoming.pending
+        self._useless = max(0, self._useless + taken - SMALLEST * (got - had))
+        if self._useless > USELESS:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the peer sends TLS records without text")
+        return got
+
+    def _read_records(self, view: memoryview, got: int) -> int:
+        """As :meth:`_decrypt`, which looks at what it cost."""
         incoming, read, room = self._incoming, self._tls.read, len(view)
         records = RECORDS_AT_ONCE
         try:
@@ -354,7 +380,11 @@ class TlsEnd(PlainEnd):
         """What is here and was not asked for: less than one read brings."""
         pieces = []
         buffer = memoryview(bytearray(PIECE)) if self._incoming.pending or self._held else self._text[:0]
-        while buffer and not self._over and (count := self._decrypt(buffer, 0)):
+        while buffer and not self._over:
+            self._tired = False
+            count = self._take_held(buffer)
+            if not count and not self._unfed:
+                break
             pieces.append(bytes(buffer[:count]))
         return b"".join(pieces)
 
