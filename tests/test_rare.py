@@ -148,6 +148,9 @@ def test_one_may_write_through_another(
         for _ in range(5):
             one.info("a limit is reached")
     assert len(caplog.records) == 3
+    rare.sum_up()
+    assert not rare._waiting
+    assert caplog.messages[-1].endswith(" more like this in 0 s")
 
 
 def test_what_is_not_logged_is_not_counted(log: logging.Logger) -> None:

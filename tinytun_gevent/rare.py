@@ -16,8 +16,6 @@ SECONDS: Final = 10.0
 """Seconds for which those count; in a flood a line and its count are written once in so many, some 30 bytes a
 second instead of 190,000."""
 
-_FIELDS: Final = "extra"
-
 
 class Rare:
     """A logger for lines of which a flood is summed up.
@@ -60,7 +58,7 @@ class Rare:
         if known.admit(now):
             self._log.log(level, text, *args, **options)
         else:
-            known.leave_out(now, level, text % args if args else text, options.get(_FIELDS))
+            known.leave_out(now, level, text % args if args else text, options.get("extra"))
 
 
 class _Kind:
@@ -121,8 +119,8 @@ _waiting: set[_Kind] = set()
 def sum_up() -> None:
     """Writes all counts at once: the program ends."""
     now = time.monotonic()
-    for kind in list(_waiting):
-        kind.sum_up(now)
+    while _waiting:  # what one writes may be left out by the one that it writes through
+        _waiting.pop().sum_up(now)
 
 
 def _later(seconds: float, kind: _Kind) -> None:
