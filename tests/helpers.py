@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import random
 import re
 import signal
 import socket as native
@@ -362,19 +361,6 @@ def greenlet_count() -> int:
 
 def fd_count() -> int:
     return int(psutil.Process().num_fds())
-
-
-def free_tunnel_ports(count: int) -> list[int]:
-    """Ports that a TCP tunnel may have and nobody does now, below those that the kernel gives away."""
-    held: list[native.socket] = []
-    try:
-        while len(held) < count:
-            with contextlib.suppress(OSError):
-                held.append(native.create_server(("127.0.0.1", random.randrange(20_000, 32_000))))
-        return [int(sock.getsockname()[1]) for sock in held]
-    finally:
-        for sock in held:
-            sock.close()
 
 
 # -- processes -------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from fake_server import (
     running,
     visit,
 )
+from free_ports import free_ports
 from gevent import socket
 from gevent.server import StreamServer
 
@@ -75,12 +76,6 @@ def server() -> Iterator[FakeServer]:
 def _no_test_hangs() -> Iterator[None]:
     with gevent.Timeout(120):
         yield
-
-
-def free_port() -> int:
-    with native.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def cut(session: Session) -> None:
@@ -836,7 +831,7 @@ def test_a_visitor_who_aborts_resets_the_service(server: FakeServer) -> None:
 
 
 def test_a_refused_http_visitor_gets_a_page_that_says_so(server: FakeServer) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     with running(server, str(port)) as (agent, events):
         agent.wait_connected(DEADLINE)
         stream, collector = visit(server)
@@ -861,7 +856,7 @@ def test_a_refused_http_visitor_gets_a_page_that_says_so(server: FakeServer) -> 
     ],
 )
 def test_a_page_for_browsers_and_json_for_programs(server: FakeServer, accept: bytes, kind: bytes) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     with running(server, str(port)) as (agent, _):
         agent.wait_connected(DEADLINE)
         stream, collector = visit(server)
@@ -880,7 +875,7 @@ def test_a_page_for_browsers_and_json_for_programs(server: FakeServer, accept: b
 
 
 def test_an_upload_to_a_refused_service_is_taken_until_the_page_is_read(server: FakeServer) -> None:
-    with running(server, str(free_port())) as (agent, _):
+    with running(server, str(free_ports(1)[0])) as (agent, _):
         agent.wait_connected(DEADLINE)
         stream, collector = visit(server)
         stream.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3000000\r\n\r\n")
@@ -891,7 +886,7 @@ def test_an_upload_to_a_refused_service_is_taken_until_the_page_is_read(server: 
 
 
 def test_a_refused_tcp_visitor_is_reset(server: FakeServer) -> None:
-    with running(server, str(free_port()), kind="tcp") as (agent, _):
+    with running(server, str(free_ports(1)[0]), kind="tcp") as (agent, _):
         agent.wait_connected(DEADLINE)
         stream, collector = visit(server)
         stream.session.flush()
@@ -900,7 +895,7 @@ def test_a_refused_tcp_visitor_is_reset(server: FakeServer) -> None:
 
 
 def test_the_service_is_reported_once_when_it_goes_and_once_when_it_is_back(server: FakeServer) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     with running(server, f"127.0.0.1:{port}") as (agent, events):
         agent.wait_connected(DEADLINE)
         for _ in range(3):

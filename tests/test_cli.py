@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_ports
 from support import DEADLINE, eventually
 
 from tinytun_gevent import TunnelServer, __version__, cli
@@ -179,12 +180,6 @@ def fetch(server: TunnelServer, name: str, path: str = "/") -> tuple[int, str]:
         return response.status, response.read().decode()
     finally:
         connection.close()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 # -- version and help -----------------------------------------------------------
@@ -408,7 +403,7 @@ def test_a_tcp_tunnel(server: TunnelServer) -> None:
 def test_the_variable_names_the_server_and_the_flag_wins(server: TunnelServer, page: int) -> None:
     with Client("http", str(page), TINYTUN_SERVER_URL=server.url) as client:
         assert client.url.endswith(f".localhost:{server.proxy_port}")
-    nowhere = f"http://127.0.0.1:{free_port()}"
+    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
     with Client("http", str(page), "--server", server.url, TINYTUN_SERVER_URL=nowhere) as client:
         assert client.url.endswith(f".localhost:{server.proxy_port}")
 
@@ -425,7 +420,7 @@ def test_the_local_service_sees_the_host_it_wants(server: TunnelServer, page: in
 
 
 def test_a_service_that_is_away_is_said_once(server: TunnelServer) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     with Client("http", str(port), "-s", "away", "--server", server.url) as client:
         assert client.url
         for _ in range(3):
@@ -468,7 +463,7 @@ def test_the_first_line_can_be_taken_and_the_pipe_closed(server: TunnelServer, p
 
 
 def test_reconnecting_keeps_the_name_and_says_the_url_once(page: int) -> None:
-    ports = LOCAL | {"connection_port": free_port(), "proxy_port": free_port()}
+    ports = LOCAL | {"connection_port": free_ports(1)[0], "proxy_port": free_ports(1)[0]}
     first = TunnelServer(**ports).start()
     with Client("http", str(page), "--server", first.url) as client:
         url = client.url
@@ -489,7 +484,7 @@ TINYPROXY = shutil.which("tinyproxy")
 
 @pytest.mark.skipif(TINYPROXY is None, reason="tinyproxy is not installed")
 def test_through_tinyproxy(server: TunnelServer, page: int, tmp_path: Path) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     settings = tmp_path / "tinyproxy.conf"
     settings.write_text(
         f"Port {port}\nListen 127.0.0.1\nAllow 127.0.0.1\nBasicAuth me secret\nMaxClients 10\n"
@@ -554,7 +549,7 @@ def test_a_taken_port_is_4(server: TunnelServer, page: int) -> None:
 
 def test_unreachable_is_5() -> None:
     done = run(
-        TINYTUN, "http", "1", "--server", f"http://127.0.0.1:{free_port()}", "--connect-timeout", "0.5"
+        TINYTUN, "http", "1", "--server", f"http://127.0.0.1:{free_ports(1)[0]}", "--connect-timeout", "0.5"
     )
     assert done.returncode == 5
     assert "connection refused" in done.stderr.splitlines()[-1]

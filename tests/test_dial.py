@@ -16,6 +16,7 @@ import gevent.event
 import pytest
 import trustme
 from certificates import self_signed
+from free_ports import free_ports
 from gevent import socket, ssl
 from gevent.server import StreamServer
 
@@ -99,12 +100,6 @@ def check_greeting(sock: Socket) -> None:
         end.close()
 
 
-def free_port() -> int:
-    with native.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 # -- addresses ------------------------------------------------------------------
 
 
@@ -121,14 +116,14 @@ def test_a_name_that_does_not_exist() -> None:
 
 
 def test_a_port_where_nobody_listens() -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     with pytest.raises(UnreachableError, match=f"cannot connect to 127.0.0.1:{port}: connection refused"):
         dial_server(config(f"http://127.0.0.1:{port}"))
 
 
 def test_the_name_is_resolved_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(greet) as port:
-        answers = [[("127.0.0.1", free_port())], [("127.0.0.1", port)]]
+        answers = [[("127.0.0.1", free_ports(1)[0])], [("127.0.0.1", port)]]
 
         def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
             return [(V4, 1, 6, "", address) for address in answers.pop(0)]
@@ -154,7 +149,11 @@ def test_addresses_alternate_between_families(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_dead_address_is_skipped_at_once_and_a_silent_one_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(greet) as port:
-        dead, silent, good = (V4, ("127.0.0.1", free_port())), (V4, ("silent", 1)), (V4, ("127.0.0.1", port))
+        dead, silent, good = (
+            (V4, ("127.0.0.1", free_ports(1)[0])),
+            (V4, ("silent", 1)),
+            (V4, ("127.0.0.1", port)),
+        )
         killed = gevent.event.Event()
         connect = dial.connect
 
@@ -174,7 +173,7 @@ def test_a_dead_address_is_skipped_at_once_and_a_silent_one_soon(monkeypatch: py
 
 def test_all_addresses_dead() -> None:
     with pytest.raises(ConnectionRefusedError):
-        first_to_connect([(V4, ("127.0.0.1", free_port()))] * 3)
+        first_to_connect([(V4, ("127.0.0.1", free_ports(1)[0]))] * 3)
     with pytest.raises(OSError, match="no address"):
         first_to_connect([])
 
@@ -374,7 +373,7 @@ def test_a_proxy_that_hangs_up_or_is_away() -> None:
         pytest.raises(UnreachableError, match=r"without an answer|reset"),
     ):
         dial_server(config("http://127.0.0.1:1", proxy=f"127.0.0.1:{proxy_port}"))
-    port = free_port()
+    port = free_ports(1)[0]
     with pytest.raises(UnreachableError, match=f"cannot connect to proxy 127.0.0.1:{port}"):
         dial_server(config("http://127.0.0.1:1", proxy=f"127.0.0.1:{port}"))
 
@@ -385,7 +384,7 @@ TINYPROXY = shutil.which("tinyproxy")
 @contextmanager
 def tinyproxy(folder: Path, *extra: str) -> Iterator[int]:
     """The real tinyproxy on a free port; yields it when it answers."""
-    port = free_port()
+    port = free_ports(1)[0]
     settings = folder / "tinyproxy.conf"
     lines = [f"Port {port}", "Listen 127.0.0.1", "Timeout 30", "Allow 127.0.0.1", "MaxClients 10", *extra]
     settings.write_text("\n".join(lines) + "\n")

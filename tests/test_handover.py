@@ -13,9 +13,10 @@ from pathlib import Path
 
 import gevent
 import pytest
+from free_ports import free_tunnel_ports
 from gevent import socket
 from h2.events import ConnectionTerminated
-from helpers import deadline, free_tunnel_ports, wait_until
+from helpers import deadline, wait_until
 from local_service import LocalService
 from raw_client import RawClient
 from server_process import DEADLINE, ServerProcess, environment, wait_for

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import pytest
 import trustme
+from free_ports import free_ports
 from original_server import (
     CANCEL,
     DEADLINE,
@@ -81,12 +82,6 @@ def echo(sock: socket.socket) -> None:
     """Every byte comes back; the visitor's end is answered with ours."""
     while data := sock.recv(65536):
         sock.sendall(data)
-
-
-def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def read_exactly(sock: socket.socket, size: int) -> bytes:
@@ -272,7 +267,7 @@ def test_a_services_abort_reaches_the_server_as_one(original: OriginalServer) ->
 
 
 def test_a_refused_http_service_is_a_page(original: OriginalServer) -> None:
-    with tunnel_to(original, free_port()) as (_, session):
+    with tunnel_to(original, free_ports(1)[0]) as (_, session):
         for _ in range(2):
             visit = session.visit(GET)
             page = visit.read_to_end()
@@ -283,7 +278,7 @@ def test_a_refused_http_service_is_a_page(original: OriginalServer) -> None:
 
 
 def test_a_refused_tcp_service_is_cancel_without_data(original: OriginalServer) -> None:
-    with tunnel_to(original, free_port(), kind="tcp") as (_, session):
+    with tunnel_to(original, free_ports(1)[0], kind="tcp") as (_, session):
         visit = session.visit(b"hello")
         visit.wait_end()
         assert visit.reset_code == CANCEL
@@ -733,7 +728,7 @@ def test_an_upgraded_connection_is_opaque(program: Program, server: TunnelServer
 
 
 def test_a_refused_service_is_502(program: Program, server: TunnelServer) -> None:
-    with OriginalClient(program, server, "http", free_port(), "demo"):
+    with OriginalClient(program, server, "http", free_ports(1)[0], "demo"):
         for body in (None, b"x" * 1000):
             assert Browser(server, "demo").fetch("/", body)[0] == 502
 
@@ -834,7 +829,7 @@ def test_a_visitor_may_come_right_behind_the_101(server: TunnelServer, kind: str
 
 def test_a_tcp_visitor_of_a_refused_service_is_reset(program: Program, server: TunnelServer) -> None:
     with (
-        OriginalClient(program, server, "tcp", free_port()) as client,
+        OriginalClient(program, server, "tcp", free_ports(1)[0]) as client,
         connect(int(client.says.partition(":")[2])) as visitor,
         pytest.raises(ConnectionResetError),  # a clean end would hide that there was nobody
     ):

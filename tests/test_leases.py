@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import StartServer
+from free_ports import free_tunnel_ports
 from h2.events import ConnectionTerminated, DataReceived
-from helpers import free_tunnel_ports
 from raw_client import GOAWAY, RawClient
 from support import (
     DEADLINE,

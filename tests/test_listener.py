@@ -11,8 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import gevent
 import pytest
 from conftest import FastClock, OpenTunnel, StartServer, StartService
+from free_ports import free_tunnel_ports
 from h2.events import ConnectionTerminated, RequestReceived
-from helpers import RawPeer, free_tunnel_ports, socket_pair, wait_until
+from helpers import RawPeer, socket_pair, wait_until
 from raw_client import RawClient
 from support import (
     DEADLINE,

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from free_ports import free_ports
+from free_ports import free_ports, free_tunnel_ports
 from h2.events import RequestReceived
-from helpers import free_tunnel_ports
 from raw_client import RawClient
 from support import DEADLINE, Response, Service, eventually, read_response, request
 from test_real_programs import PATH, daemon, listens, told

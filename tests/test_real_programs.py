@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 from conftest import OpenTunnel, StartServer, StartService
-from helpers import MIB, free_tunnel_ports
+from free_ports import free_tunnel_ports
+from helpers import MIB
 from support import DEADLINE, Peer, Request, answering, connect, eventually, read_response, request, respond
 
 from tinytun_gevent import Tunnel, TunnelServer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import StartServer
-from helpers import free_tunnel_ports
+from free_ports import free_tunnel_ports
 from hypothesis import given
 from hypothesis import strategies as st
 from raw_client import RawClient, proxy_header
