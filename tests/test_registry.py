@@ -340,8 +340,9 @@ def test_options_are_remembered_with_the_name_and_go_with_a_new_claim(registry: 
     again = registry.restore(record, 5.0)
     assert again is not None
     assert (again.host_header, again.options) == ("localhost:3000", options)
+    assert again.rewriting is not None
     registry.claim(Kind.HTTP, subdomain="app", resume=token)
-    assert (again.host_header, again.options) == (None, None)
+    assert (again.host_header, again.options, again.rewriting) == (None, None, None)
 
 
 def test_a_name_that_is_claimed_with_other_options_is_remembered_anew(registry: Registry) -> None:
