@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fake_server import DEADLINE, FakeServer, refuse, running
+from helpers import deadline
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ from tinytun_gevent.client.credentials import (
 from tinytun_gevent.client.dial import dial_server
 from tinytun_gevent.client.events import State
 from tinytun_gevent.errors import RefusedError, SessionClosedError, UsageError
+from tinytun_gevent.wire.goodbye import INADEQUATE_SECURITY
 from tinytun_gevent.wire.handshake import (
     MAX_TOKEN,
     Join,
@@ -335,9 +337,10 @@ def test_a_server_that_ends_it_says_why_but_never_repeats_the_token(server: Fake
         agent.wait_connected(DEADLINE)
         server.script.append(refuse(401, "The token is not valid here"))
         ended = SessionClosedError(f"the token was revoked: {SECRET}")
-        server.sessions.get(timeout=DEADLINE).close(ended, 2)
+        server.sessions.get(timeout=DEADLINE).close(ended, INADEQUATE_SECURITY)
         assert events.wait_for(State.RECONNECTING) == "the server says: the token was revoked: …"
-        with pytest.raises(RefusedError, match=r"not valid here .*'tinytun login --server .* TINYTUN_TOKEN"):
+        hint = r"not valid here .*'tinytun login --server .* TINYTUN_TOKEN"
+        with pytest.raises(RefusedError, match=hint), deadline():
             agent.wait()
     assert server.requests.qsize() == 2, "it asked again after a 401"
 
