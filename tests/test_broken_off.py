@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from certificates import AUTHORITY, install, issue
 from conftest import FastClock, OpenTunnel, StartServer, StartService
-from support import DEADLINE, Peer, eventually, request
+from support import DEADLINE, Peer, eventually, request, reset
 
 from tinytun_gevent import TunnelServer, relay, sockets, stream
 from tinytun_gevent.server import pace
@@ -93,6 +93,27 @@ def test_a_request_behind_one_that_is_broken_off_is_not_waited_with(
         assert isinstance(error, ConnectionResetError)
         eventually(lambda: not front_of(server).visitors)
     assert len(service.requests) == 1
+
+
+def test_a_visitor_that_resets_while_what_had_come_is_on_the_way_is_gone(
+    server: TunnelServer, start_service: StartService, open_tunnel: OpenTunnel
+) -> None:
+    """The kernel tells of a reset once, and the greenlet that reads may be the one that hears of it."""
+
+    def script(peer: Peer) -> None:
+        peer.read_head()
+        peer.sendall(HEADS["length"] + BODY[:200_000])  # less than a window
+
+    open_tunnel(start_service(script))
+    with contextlib.ExitStack() as stack:
+        visitors = [stack.enter_context(visit(server.proxy_port)) for _ in range(5)]
+        for sock in visitors:
+            sock.sendall(request())
+        inside = front_of(server)._visitors
+        eventually(lambda: len(inside) == 5 and all(visitor.sink.cutting for visitor in inside))
+        for sock in visitors:
+            reset(sock)
+        eventually(lambda: not inside)
 
 
 @pytest.mark.parametrize("minor", [0, 1])

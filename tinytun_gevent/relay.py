@@ -373,6 +373,8 @@ def _wait_acknowledged(end: End) -> None:
     pause = FIRST_LOOK
     while not end.closed and sockets.queued(end.sock):
         end.check()
+        if sockets.is_over(end.sock):  # whoever reads may have taken the error, which the kernel tells once
+            raise ConnectionResetError(errno.ECONNRESET, "the peer has reset the connection")
         gevent.sleep(pause)
         pause = min(2 * pause, LONGEST_LOOK)
 

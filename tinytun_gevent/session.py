@@ -247,7 +247,7 @@ class Session:
     @property
     def behind(self) -> bool:
         """Whether bytes have come from the peer that its reader, which pauses, has not looked at."""
-        return self._incoming.behind
+        return self._incoming.behind or self.end.holds
 
     @property
     def takes_streams(self) -> bool:

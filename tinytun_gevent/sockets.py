@@ -46,6 +46,7 @@ minutes. Go asks after 15 seconds, which keeps telephones awake."""
 SHORT: Final = 4096
 """Bytes of a read that may be a head whose body waits for an acknowledgement."""
 
+_TCP_CLOSE: Final = 7
 _TCP_CLOSE_WAIT: Final = 8
 """Linux's state of one whose other side has sent its FIN."""
 
@@ -142,6 +143,13 @@ def half_closed(sock: Socket) -> bool:
     return sock.getsockopt(native.IPPROTO_TCP, native.TCP_INFO, 1)[0] == _TCP_CLOSE_WAIT
 
 
+def is_over(sock: Socket) -> bool:
+    """Whether the kernel has given the connection up (a reset came), also if its error was read already."""
+    if not sys.platform.startswith("linux") or sock.family not in (native.AF_INET, native.AF_INET6):
+        return False
+    return sock.getsockopt(native.IPPROTO_TCP, native.TCP_INFO, 1)[0] == _TCP_CLOSE
+
+
 class Interrupted(Exception):
     """Somebody called :meth:`PlainEnd.interrupt`; the socket is as it was."""
 
@@ -156,6 +164,8 @@ class PlainEnd:
 
     #: Whether another process can go on with the socket: nothing of the connection is kept here.
     movable = True
+    #: Whether bytes were taken from the kernel that nobody has read here yet.
+    holds = False
     __slots__ = ("_hub", "_raw", "_reader", "_writer", "closed", "sock")
 
     def __init__(self, sock: Socket) -> None:

@@ -133,6 +133,11 @@ class TlsEnd(PlainEnd):
         self._cipher, self._text = _scratch()
 
     @property
+    def holds(self) -> bool:  # type: ignore[override]
+        """Whether records that have come were not all read."""
+        return self._held and not self._over
+
+    @property
     def protocol(self) -> str | None:
         """The protocol agreed on by ALPN (RFC 7301); None if there was no talk of it."""
         return self._tls.selected_alpn_protocol()  # type: ignore[no-any-return]

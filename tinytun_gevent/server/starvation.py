@@ -33,7 +33,8 @@ CAUSE: Final = 0.05
 it."""
 
 PROOFS: Final = 2
-"""How often that must happen: once may be chance."""
+"""How often that must happen, one time behind the other, to the stream that has waited longest: once may be
+chance, and answers of a service that takes now longer, now shorter come in any order."""
 
 PROOF_LIFE: Final = 60.0
 """Seconds between two proofs, at most: on a small service that is in use they come one behind the other, and
@@ -111,6 +112,7 @@ class Starvation:
 
         ``round_trip`` is that of the session, in seconds; ``resting``: other streams of the tunnel rest.
         """
+        longest = next(iter(self.waiting), None) is stream
         opened_at = self.waiting.pop(stream, None)
         if opened_at is None:  # overtaken, or not fresh
             return False
@@ -121,9 +123,11 @@ class Starvation:
         due = self._tried and round_trip / 2 <= now - self._ended_at <= CAUSE + round_trip
         if not self._paid and resting:  # more are answered than were ended: the service has threads enough
             self._proofs = 0
+        if self._tried and not (due and longest):  # that end has freed no thread that this one waited for
+            self._proofs = 0
         self._since, self._tried = now, False
         self._paid = min(max(self._paid - 1, 0), len(self.waiting))
-        return due and not overtakes and self._prove(now)
+        return due and longest and not overtakes and self._prove(now)
 
     def excess(self, now: float, round_trip: float) -> int:
         """Returns how many resting streams have to end now, if there are so many."""

@@ -127,7 +127,9 @@ class Tunnels:
         source = sources.source_of(ip)
         name = (request.subdomain or "").lower() if request.kind is Kind.HTTP else request.port or 0
         tunnel = registry.tunnels.get(name)
-        if tunnel is None or not (tunnel.source == source or registry.proves(tunnel, request.resume)):
+        if tunnel is not None and registry.proves(tunnel, request.resume):
+            return tunnel.source or source  # where it was opened: moving it makes no room there
+        if tunnel is None or tunnel.source != source:
             sources.check(source)
         return source
 
