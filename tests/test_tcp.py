@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from conftest import FastClock, OpenTunnel, StartServer, StartService
+from free_ports import free_tunnel_ports
 from h2.events import RequestReceived, StreamEnded
-from helpers import MIB, RawPeer, data_frame, free_tunnel_ports, headers_frame
+from helpers import MIB, RawPeer, data_frame, headers_frame
 from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, SettingsFrame
 from raw_client import RawClient
 from support import DEADLINE, Peer, Script, connect, eventually, read_head, read_response, request, reset

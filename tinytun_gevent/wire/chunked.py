@@ -42,7 +42,7 @@ LINES_AT_ONCE: Final = 512
 """Lines that are looked at before others have a turn, half a millisecond's work: one read may hold tens of
 thousands of chunks of one byte. One of ordinary traffic is to be below: with 64, answers in chunks of 2 KiB,
 as Go's servers send them, cost three times as much."""
-ODD_LINE: Final = 8
+ODD_LINE: Final = 4
 """As how many lines one counts that is written anew, or that comes in parts: so much longer it takes."""
 
 SEGMENT: Final = 256
