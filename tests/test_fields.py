@@ -89,7 +89,6 @@ def test_framing_is_read_and_written_in_canonical_form() -> None:
         ({b"content-length": b"\xb2"}, 1, 400),
         ({b"content-length": b"9223372036854775808"}, 1, 400),
         ({b"content-length": b"1" * 20}, 1, 400),
-        ({b"transfer-encoding": b"chunked"}, 0, 400),
         ({b"transfer-encoding": b""}, 1, 400),
         ({b"transfer-encoding": b"chunked, chunked"}, 1, 501),
         ({b"transfer-encoding": b"gzip"}, 1, 400),
@@ -104,6 +103,15 @@ def test_framing_is_refused_here_even_if_llhttp_would_let_it_pass(
         with pytest.raises(MessageError) as caught:
             take_framing(noted, minor, status, [])
         assert caught.value.status == expected
+
+
+def test_chunks_in_http_1_0_are_refused_from_visitors_only() -> None:
+    """A service that calls its chunked answer HTTP/1.0 is understood; its connection ends with it."""
+    noted = {b"transfer-encoding": b"chunked"}
+    with pytest.raises(MessageError) as caught:
+        take_framing(noted, 0, 400, [])
+    assert caught.value.status == 400
+    assert take_framing(noted, 0, 502, []) == fields.CHUNKED
 
 
 def test_lines() -> None:
