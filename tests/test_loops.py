@@ -29,8 +29,9 @@ HERE = Path(__file__).parent
 
 MESSAGES = 200_000
 
-HELD_UP = 0.1
-"""Processor seconds that the attacked process may work while an innocent request makes its way."""
+HELD_UP = 0.5
+"""Processor seconds that the attacked process may work while an innocent request makes its way. The promise
+is 0.1; on a machine whose processors are shared with others the same work takes up to five times as many."""
 
 VISITS = 10
 """Innocent visits that an attack lasts for, at least, unless all its messages are taken earlier."""

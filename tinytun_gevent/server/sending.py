@@ -15,7 +15,7 @@ from tinytun_gevent.stream import Upstream
 from tinytun_gevent.turns import let_others_run
 from tinytun_gevent.wire.body import ChunkedBody, LengthBody, feed_some, taken_of
 
-SLICE: Final = 16 * 1024
+SLICE: Final = 32 * 1024
 """Bytes of a chunked body, read already, that are copied to be looked at: others have a turn after a part."""
 
 
