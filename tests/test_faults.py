@@ -1,214 +1,198 @@
-"""Answers that visitors could not be given: codes on the wire, words and rows for the service's owner."""
+"""The fault injection: its cases, its table, the README's copy of it, and one case for real."""
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
-from collections.abc import Callable
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from conftest import OpenTunnel, StartServer, StartService
-from h2.events import RequestReceived, StreamReset
-from raw_client import RawClient
-from support import DEADLINE, Peer, Source, connect, eventually, get, read_rest, request, respond
 
-from tinytun_gevent import TunnelServer
-from tinytun_gevent.client.events import Listener
-from tinytun_gevent.client.faults import TEXTS, fault_of
-from tinytun_gevent.client.observe import Exchange
-from tinytun_gevent.client.target import parse_target
-from tinytun_gevent.errors import SessionClosedError, StreamResetError
-from tinytun_gevent.stream import CANCEL
-from tinytun_gevent.wire.answer_codes import AnswerCode
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-HEAD = b"HTTP/1.1 200 OK\r\n"
+from benchmarks.fault_cases import CASES, GROUPS, Case  # noqa: E402
+from benchmarks.fault_cases.base import Group, Measured  # noqa: E402
+from benchmarks.fault_cases.framing import Pair  # noqa: E402
+from benchmarks.fault_cases.running import measure  # noqa: E402
+from benchmarks.fault_cases.site import Site  # noqa: E402
+from benchmarks.fault_cases.stop import idle_server  # noqa: E402
+from benchmarks.fault_cases.table import END, HEADER, START, Row, markdown, write_json, write_readme  # noqa: E402
+from benchmarks.fault_cases.watch import Visit, Watch  # noqa: E402
+from benchmarks.processes import BenchmarkError, Workspace  # noqa: E402
+from benchmarks.services import NGINX, Services  # noqa: E402
+from benchmarks.way import Endpoint  # noqa: E402
 
-
-class Owner(Listener):
-    """Notes what the owner of the service is told."""
-
-    def __init__(self, watches: bool = True) -> None:
-        self.wants_exchanges = watches
-        self.problems: queue.Queue[str] = queue.Queue()
-        self.rows: list[Exchange] = []
-
-    def bad_answer(self, problem: str) -> None:
-        self.problems.put(problem)
-
-    def exchange(self, exchange: Exchange) -> None:
-        self.rows.append(exchange)
+FACTS = {"date": "2026-01-01", "CPU": "some", "kernel": "Linux", "Python": "3.11"}
+NO_SERVICES = Services({}, {NGINX: "nginx is not installed"}, Path(), Path(), Path())
 
 
-def saying(data: bytes, *, after: bool = True, closes: bool = False) -> Callable[[Peer], None]:
-    """A service that sends ``data`` when it has read a request, or at once, and then waits or closes."""
-
-    def script(peer: Peer) -> None:
-        if after:
-            peer.read_head()
-        peer.sendall(data)
-        if not closes:
-            with contextlib.suppress(ConnectionError):
-                peer.rest()
-
-    return script
+def case(run: object = None, programs: tuple[str, ...] = ()) -> Case:
+    return Case("a-case", "a-group", "a fault", "a promise", run, 1.0, programs)  # type: ignore[arg-type]
 
 
-def resetting(peer: Peer) -> None:
-    peer.read_head()
-    peer.reset()
+def readme_rows() -> list[list[str]]:
+    text = (ROOT / "README.md").read_text("utf-8").partition(START)[2].partition(END)[0]
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
+    return [[cell.strip().replace("\\|", "|") for cell in row] for row in cells[2:]]
 
 
-CASES: dict[str, tuple[Callable[[Peer], None], int, str]] = {
-    "a banner": (saying(b"SSH-2.0-OpenSSH_9.2\r\n", after=False), 502, "try `tinytun tcp {port}`"),
-    "an error line": (saying(b"-ERR unknown command 'GET'\r\n"), 502, "does not speak HTTP"),
-    "an alert of TLS": (
-        saying(b"\x15\x03\x01\x00\x02\x02\x46"),
-        502,
-        "speaks TLS; try `tinytun http https://127.0.0.1:{port}`",
-    ),
-    "a malformed head": (saying(HEAD + b"no colon\r\n\r\n"), 502, "sent a malformed response head"),
-    "a close": (saying(b"", closes=True), 502, "closed the connection before its answer was complete"),
-    "a reset": (resetting, 502, "reset the connection before"),
-    "half a head": (saying(HEAD, closes=True), 502, "closed the connection before its answer was complete"),
-}
+# -- the cases ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("watches", [True, False])
-@pytest.mark.parametrize("name", CASES)
-def test_a_visitor_is_told_at_once_and_the_owner_why(
-    start_service: StartService, open_tunnel: OpenTunnel, server: TunnelServer, name: str, watches: bool
-) -> None:
-    script, status, text = CASES[name]
-    service, owner = start_service(script), Owner(watches)
-    open_tunnel(service, events=owner)
-    answer = get(server.proxy_port, "demo", "/page?secret=1", method=b"POST")
-    assert answer.status == status
-    assert b"local service" in answer.body
-    problem = owner.problems.get(timeout=DEADLINE)
-    assert problem.startswith(f"127.0.0.1:{service.port} ")
-    assert text.format(port=service.port) in problem
-    if watches:
-        eventually(lambda: owner.rows and owner.rows[-1].problem)
-        row = owner.rows[-1]
-        assert (row.method, row.path, row.status, row.problem) == ("POST", "/page", status, problem)
-    else:
-        assert not owner.rows
+def test_names_are_used_once_and_mean_one_thing() -> None:
+    names = [case.name for case in CASES] + [
+        group.name for group in GROUPS if group.name not in _only_cases()
+    ]
+    assert len(names) == len(set(names))
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in names)
 
 
-@pytest.mark.parametrize(
-    ("body", "rest", "text"),
-    [
-        (b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", b"no size\r\n", "chunks are malformed"),
-        (b"Content-Length: 9\r\n\r\nabc", b"", "before its answer was complete"),
-    ],
-)
-def test_an_answer_that_breaks_off_is_told_as_well(
-    start_service: StartService,
-    open_tunnel: OpenTunnel,
-    server: TunnelServer,
-    body: bytes,
-    rest: bytes,
-    text: str,
-) -> None:
-    owner, begun = Owner(), threading.Event()
-
-    def script(peer: Peer) -> None:
-        peer.read_head()
-        peer.sendall(HEAD + body)
-        assert begun.wait(DEADLINE)
-        peer.sendall(rest)
-
-    open_tunnel(start_service(script), events=owner)
-    with connect(server.proxy_port) as visitor:
-        visitor.sendall(request())
-        assert Source(visitor).until(b"abc").endswith(b"abc")
-        begun.set()
-        with pytest.raises(ConnectionError):
-            read_rest(visitor)
-    assert text in owner.problems.get(timeout=DEADLINE)
-    eventually(lambda: [row.status for row in owner.rows] == [200, 502])
+def _only_cases() -> set[str]:
+    """Groups of one case, which has the group's name."""
+    return {group.name for group in GROUPS if [case.name for case in group.cases] == [group.name]}
 
 
-def test_a_service_that_is_too_slow(
-    start_service: StartService, open_tunnel: OpenTunnel, start_server: StartServer
-) -> None:
-    owner, slow = Owner(), start_server(answer_timeout=1)
-    open_tunnel(start_service(saying(b"")), server=slow, events=owner)
-    assert get(slow.proxy_port).status == 504
-    assert "did not answer in the server's time" in owner.problems.get(timeout=DEADLINE)
-    eventually(lambda: [row.status for row in owner.rows] == [504])
+def test_each_case_has_a_fault_and_a_promise_of_its_own() -> None:
+    assert len({case.fault for case in CASES}) == len(CASES)
+    assert all(case.fault and case.promise and case.seconds > 0 for case in CASES)
+    assert sum(case.seconds for case in CASES) < 600, "all of it ends within 10 minutes"
 
 
-def test_good_answers_and_visitors_that_leave_are_no_faults(
-    start_service: StartService, open_tunnel: OpenTunnel, server: TunnelServer
-) -> None:
-    port: int = server.proxy_port
-
-    def script(peer: Peer) -> None:
-        while (got := peer.read_head()) is not None:
-            if got.target == b"/wait":
-                peer.rest()
-                return
-            peer.sendall(respond())
-
-    owner, service = Owner(), start_service(script)
-    open_tunnel(service, events=owner)
-    assert get(port).status == 200
-    with connect(port) as visitor:
-        visitor.sendall(request("demo", "/wait"))
-        eventually(lambda: any(got.target == b"/wait" for got in service.requests))
-    eventually(lambda: all(peer.ended.is_set() for peer in service.peers if peer.requests[-1:] != []))
-    assert get(port).status == 200
-    assert owner.problems.empty()
+def test_the_readme_has_this_programs_faults_and_promises() -> None:
+    assert [(row[0], row[1]) for row in readme_rows()] == [(case.fault, case.promise) for case in CASES]
 
 
-@pytest.mark.parametrize("announces", [True, False])
-def test_only_clients_that_know_the_codes_get_them(server: TunnelServer, announces: bool) -> None:
-    with RawClient(server, announces=announces) as client, connect(server.proxy_port) as visitor:
-        visitor.sendall(request())
-        stream = client.next(RequestReceived).stream_id
-        client.accept(stream)
-        client.send(stream, b"220 mail.example ESMTP\r\n")
-        assert client.next(StreamReset).error_code == (AnswerCode.NOT_HTTP if announces else CANCEL)
+def test_the_readme_claims_nothing_that_was_not_kept() -> None:
+    for fault, _, measured, verdict in readme_rows():
+        assert verdict in ("kept", "missed", "not measured here"), fault
+        assert measured, fault
 
 
-# -- words -------------------------------------------------------------------------------------------
+def test_the_command_knows_every_name() -> None:
+    said = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "faults"), "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    for name in [case.name for case in CASES] + [group.name for group in GROUPS]:
+        assert name in re.sub(r"-\n\s+", "-", said)
 
 
-def test_every_code_has_its_words() -> None:
-    assert set(TEXTS) == set(AnswerCode)
-    for code in AnswerCode:
-        fault = fault_of(StreamResetError(code, remote=True), parse_target("22"), awaiting=True)
-        assert fault is not None
-        assert fault[1].startswith("localhost:22 ")
-        assert "{" not in fault[1]
+def test_the_table_is_for_the_whole_run_only() -> None:
+    said = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "faults"), "--readme", "--only", "stop"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert said.returncode == 2
+    assert "all cases" in said.stderr
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        None,
-        SessionClosedError("gone"),
-        StreamResetError(CANCEL, remote=True),
-        StreamResetError(AnswerCode.NOT_HTTP, remote=False),
-        StreamResetError(0x7474_FFFF, remote=True),
-    ],
-)
-def test_other_ends_of_a_stream_are_nobodys_fault(error: StreamResetError | None) -> None:
-    assert fault_of(error, parse_target("22"), awaiting=False) is None
+# -- the table ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("target", "hint"),
-    [
-        ("22", "tinytun tcp 22`"),
-        ("10.0.0.7:22", "tinytun tcp 10.0.0.7:22`"),
-        ("[fd00::7]:22", "tinytun tcp [fd00::7]:22`"),
-        ("unix:/run/x.sock", "tinytun tcp unix:/run/x.sock`"),
-    ],
-)
-def test_the_hint_is_a_command_that_works(target: str, hint: str) -> None:
-    fault = fault_of(StreamResetError(AnswerCode.NOT_HTTP, remote=True), parse_target(target), awaiting=True)
-    assert fault is not None
-    assert fault[1].endswith(hint)
+def rows() -> list[Row]:
+    return [
+        Row(case(), Measured("1 s | fine", True), 1.25),
+        Row(case(), Measured("9 s", False), 9),
+        Row(case(), Measured("needs root", None), 0),
+    ]
+
+
+def test_a_table_has_a_line_for_each_row() -> None:
+    lines = markdown(rows()).splitlines()
+    assert lines[0] == "| " + " | ".join(HEADER) + " |"
+    assert lines[2] == "| a fault | a promise | 1 s \\| fine | kept |"
+    assert lines[3].endswith("| 9 s | missed |")
+    assert lines[4].endswith("| needs root | not measured here |")
+
+
+def test_the_readme_is_changed_between_the_markers_only(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    write_readme(path, rows(), FACTS)
+    write_readme(path, rows(), FACTS)
+    text = path.read_text()
+    assert text.startswith(f"before\n{START}\n| Fault |")
+    assert text.endswith(f"Python 3.11.\n{END}\nafter\n")
+    assert "old" not in text
+    path.write_text("nothing")
+    with pytest.raises(ValueError):
+        write_readme(path, rows(), FACTS)
+
+
+def test_the_json_has_every_row(tmp_path: Path) -> None:
+    write_json(tmp_path / "rows", rows(), FACTS)
+    document = json.loads((tmp_path / "rows").read_text())
+    assert [row["kept"] for row in document["rows"]] == [True, False, None]
+    assert document["rows"][0]["seconds"] == 1.2
+    assert document["machine"] == FACTS
+
+
+# -- running -----------------------------------------------------------------------------------------
+
+
+def test_what_goes_wrong_on_the_way_is_a_missed_promise() -> None:
+    def run(site: Site) -> Measured:
+        raise BenchmarkError("no tunnel")
+
+    assert measure(case(run), NO_SERVICES) == Measured("no tunnel", False)
+
+
+def test_what_cannot_be_measured_here_says_why() -> None:
+    assert measure(case(programs=("no-such-program",)), NO_SERVICES) == Measured(
+        "no-such-program is not installed", None
+    )
+
+
+def test_a_group_names_its_cases_after_their_functions() -> None:
+    group = Group("sort")
+
+    @group.case("f", "p", seconds=2)
+    def two_words(site: Site) -> Measured:
+        return Measured("", True)
+
+    (made,) = group.cases
+    assert (made.name, made.group, made.run) == ("two-words", "sort", two_words)
+
+
+def test_a_watch_tells_what_went_wrong() -> None:
+    watch = Watch(Endpoint(1))
+    watch.visits = [Visit(0, 0.1, 200), Visit(1, 3.0, 503), Visit(4, 0.1, 0)]
+    assert watch.summary() == "3 requests, 2 failed (503, no answer)"
+    assert watch.slowest == 3.0
+    watch.visits = watch.visits[:1]
+    assert watch.summary() == "1 requests, none failed"
+
+
+def test_a_request_for_the_other_tunnel_is_told() -> None:
+    from support import Request
+
+    class Fake:
+        def __init__(self, *heads: bytes) -> None:
+            self.requests = [Request(head) for head in heads]
+
+    pair = Pair()
+    right = Fake(b"GET / HTTP/1.1\r\nHost: DEMO.localhost.:80\r\n\r\n")
+    pair.services = {"demo": right, "other": Fake()}  # type: ignore[dict-item]
+    assert pair.misrouted() == []
+    pair.services = {"demo": Fake(b"GET /a HTTP/1.1\r\nHost: other.localhost\r\n\r\n")}  # type: ignore[dict-item]
+    assert pair.misrouted() == ["demo got b'GET /a HTTP/1.1'"]
+    pair.services = {"demo": Fake(b"GET /smuggled HTTP/1.1\r\nHost: demo.localhost\r\n\r\n")}  # type: ignore[dict-item]
+    assert len(pair.misrouted()) == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_an_idle_server_stops_as_promised() -> None:
+    with Workspace(patience=1) as workspace:
+        measured = idle_server(Site(workspace, NO_SERVICES))
+    assert measured.kept, measured.text
+    assert "its last process" in measured.text

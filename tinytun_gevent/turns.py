@@ -14,7 +14,8 @@ def let_others_run() -> None:
     ``gevent.sleep(0)`` looks at no socket for 5 ms, and somebody's request needs half a dozen looks.
     """
     hub = gevent.get_hub()
-    hub.wait(hub.loop.timer(0))
+    with hub.loop.timer(0) as timer:
+        hub.wait(timer)
 
 
 class TurnLock:

@@ -46,7 +46,7 @@ class Deferred:
         self._ended = True
 
     def aborted(self, error: SessionError) -> None:
-        """Notes how the stream was aborted, and says so at once to an exchange that is over."""
+        """Notes how the stream was aborted."""
         self._error = error
 
     def _run(self) -> None:
