@@ -40,7 +40,7 @@ Ratios = tuple[float, float]  # the smallest and the largest
 class OneLimited(TinytunToken):
     """The tunnel `SLOW` is opened with a token of its own, which may move half as much."""
 
-    _slow_token = ""
+    _slow_token: str  # known when the server is started
 
     def _server_options(self, ground: Ground, ports: dict[str, int]) -> list[str]:
         options = super()._server_options(ground, ports)

@@ -14,8 +14,11 @@ def let_others_run() -> None:
     ``gevent.sleep(0)`` looks at no socket for 5 ms, and somebody's request needs half a dozen looks.
     """
     hub = gevent.get_hub()
-    with hub.loop.timer(0) as timer:
+    timer = hub.loop.timer(0)
+    try:
         hub.wait(timer)
+    finally:
+        timer.close()
 
 
 class TurnLock:

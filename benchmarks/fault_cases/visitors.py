@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from ..loads.outcome import Outcome
 from ..loads.streams import Downloads, stalled
@@ -26,6 +26,8 @@ group = Group("visitors")
 
 MIB = 1 << 20
 ABORTS = 20_000
+ASKERS, ASKED, ASK_ROUNDS = 10, 200_000, 10
+ASK_LIMIT = 0.1  # seconds
 STORM_ABORTS, STORM_SLOW, STORM_IDLE = 3_000, 300, 200
 STORM_P99 = 1000.0  # milliseconds
 IDLE = 10_000
@@ -106,6 +108,33 @@ def aborted(site: Site) -> Measured:
     took = site.until(lambda: descriptors(roots) <= before + 4, PATIENCE, "descriptors are left behind")
     slowest = f"the slowest took {others.slowest:.2f} s"
     return Measured(f"{others.summary()}, {slowest}; all free after {took:.1f} s", not others.wrong)
+
+
+def _ask_on(endpoint: Endpoint, reads: bool) -> None:
+    """Connections that ask for a tunnel that is not there as often as the server takes it."""
+    asked = b"GET / HTTP/1.1\r\nHost: nobody.%b\r\n\r\n" % endpoint.host.partition(".")[2].encode()
+    for _ in range(ASK_ROUNDS):
+        with ExitStack() as stack:
+            askers = [stack.enter_context(_connect(endpoint)) for _ in range(ASKERS)]
+            for asker in askers:
+                with suppress(OSError):  # the server ends what asks on and on
+                    asker.sendall(asked * (ASKED // ASKERS // ASK_ROUNDS))
+                    while reads and asker.recv(65536):
+                        pass
+
+
+@group.case(
+    f"{ASKERS} visitors who ask {ASKED:,} times for a tunnel that is not there, reading and not reading",
+    f"nobody else's request fails, or takes {ASK_LIMIT:g} s",
+    seconds=15,
+)
+def asking_on(site: Site) -> Measured:
+    _, endpoint = _up(site)
+    with Watch(endpoint) as others:
+        for reads in (True, False):
+            _ask_on(endpoint, reads)
+    text = f"{others.summary()}, the slowest took {others.slowest:.3f} s"
+    return Measured(text, not others.wrong and others.slowest < ASK_LIMIT)
 
 
 @group.case(

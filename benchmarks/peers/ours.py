@@ -101,8 +101,8 @@ class Tinytun(Contender):
 class TinytunToken(Tinytun):
     """All clients open their tunnels with one token."""
 
-    _file = Path()
-    _token = ""
+    _file: Path  # both are known when the server is started
+    _token: str
 
     def _server_options(self, ground: Ground, ports: dict[str, int]) -> list[str]:
         self._file = Path(tempfile.mkdtemp(dir=ground.workspace.folder)) / "tokens.toml"
