@@ -698,14 +698,13 @@ def test_an_answer_whose_end_waits_in_the_server_is_whole_before_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The kernel takes little for this visitor, so the end of the answer piles up in the server."""
-    tune = edge.sockets.tune
+    end_of = edge.end_of
 
-    def tune_small(sock: Any) -> None:
-        tune(sock)
-        if sock.getsockname()[1] == server.proxy_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    def end_of_small(sock: Any) -> Any:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return end_of(sock)
 
-    monkeypatch.setattr(edge.sockets, "tune", tune_small)
+    monkeypatch.setattr(edge, "end_of", end_of_small)
     body = bytes(range(256)) * 800
     service = start_service(answering(lambda got: respond(body if got.target == b"/big" else b"small")))
     open_tunnel(service)

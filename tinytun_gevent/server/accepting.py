@@ -13,7 +13,7 @@ from gevent import socket
 from gevent.server import StreamServer
 
 from tinytun_gevent.rare import Rare
-from tinytun_gevent.sockets import BareSocket
+from tinytun_gevent.sockets import BareSocket, tune
 from tinytun_gevent.workers import Workers
 
 try:
@@ -77,6 +77,7 @@ class Acceptor(StreamServer):
         Visitors get such ones.
         """
         super().__init__(listener, handle=handle)
+        tune(listener)  # its connections inherit that
         self._serve_one = handle
         self._workers = workers
         self._limit = limit

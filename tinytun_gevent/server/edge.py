@@ -131,7 +131,6 @@ class Visitor:
 
     def __init__(self, core: ServerCore, end: End, known: Moved, served: bool = False) -> None:
         """``known`` is what is known of him; ``served``: another process has served him until now."""
-        sockets.tune(end.sock)
         self._core = core
         self.end = end
         self.client = plain(known.address)

@@ -243,8 +243,9 @@ class Exchange:
                 return size
             self._partial = bytearray()
             credit, view = end - held, view[end - held :]
+            del head[end:]
             response = http1.parse_response_head(
-                bytes(head[:end]), self.request.method, bool(self.request.upgrade), limits
+                bytes(head), self.request.method, bool(self.request.upgrade), limits
             )
             if self.links is not None:
                 response.fields = self.links.fields(response.fields)

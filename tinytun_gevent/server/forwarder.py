@@ -127,7 +127,7 @@ class Forwarder:
         own = stream is self._own
         login = user is NextUser.SAME_LOGIN or (own and bool(self._login))
         private = own or user is not NextUser.ANYBODY
-        keeps = login or not self._proxied
+        keeps = not exchange.close and (login or not self._proxied)
         self._own = stream if private and keeps else None
         self._login = exchange.client if login else ""
         self._pool.release(

@@ -45,7 +45,7 @@ FILE: Final = "worker.sock"
 """Where the worker that serves is asked."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Moved:
     """A visitor's connection between two requests, on its way to another process."""
 

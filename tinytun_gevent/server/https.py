@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 
 from gevent.event import Event
 
-from tinytun_gevent import sockets
 from tinytun_gevent.errors import ProxyHeaderError
 from tinytun_gevent.server import proxied
 from tinytun_gevent.server.addresses import plain
@@ -58,7 +57,6 @@ class HttpsPort:
         self._core.clock.watch(shaking)
         self._arriving.add(shaking)
         try:
-            sockets.tune(sock)
             early = bytearray()
             port = self._core.config.proxy_tls_port
             address, port = proxied.who_comes(self._core, shaking.end, early, plain(address), port, "https")

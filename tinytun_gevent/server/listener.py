@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from gevent import socket
 
-from tinytun_gevent import sockets
 from tinytun_gevent.errors import (
     HandshakeError,
     ProxyHeaderError,
@@ -54,7 +53,6 @@ class Listener:
         shaking = Shaking(end_of(sock), self._core.config.handshake_timeout)
         self._core.clock.watch(shaking)
         try:
-            sockets.tune(sock)
             early, port = bytearray(), self._core.config.connection_port
             caller, _ = proxied.who_comes(self._core, shaking.end, early, caller, port, "connection")
             received = self._enter(shaking, bytes(early))

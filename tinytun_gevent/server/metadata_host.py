@@ -13,7 +13,6 @@ from gunicorn.config import Config
 from gunicorn.workers.base_async import AsyncWorker
 
 from ..rare import Rare
-from ..sockets import tune
 
 log = logging.getLogger("tinytun_gevent.server")
 rare = Rare(log)
@@ -67,7 +66,6 @@ class MetadataHost(AsyncWorker):  # type: ignore[misc]
 
     def serve(self, listener: socket.socket, client: socket.socket, address: tuple[str, int]) -> None:
         """Answers the requests of one connection and closes it; blocks, raises nothing."""
-        tune(client)
         client.setblocking(True)
         watchdog = gevent.get_hub().loop.timer(CONNECTION_LIFE)
         watchdog.start(_cut, client)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from gevent import socket
 
-from tinytun_gevent import sockets
 from tinytun_gevent.errors import (
     NameTakenError,
     ProxyHeaderError,
@@ -228,7 +227,6 @@ class TcpVisitors:
         refused = False
         rate = None if tunnel.budget is None else tunnel.budget.rate
         try:
-            sockets.tune(end.sock)
             while True:
                 end.check()  # whoever has left meanwhile gets no stream
                 stream = self._core.pool_of(tunnel).acquire(visitor=name, first=refused)

@@ -116,7 +116,7 @@ class TunnelBudget:
     @property
     def full(self) -> bool:
         """Whether there are as many visitors as there may be."""
-        return any(scope.full for scope in self._scopes)
+        return self._own.full or (self._holder is not None and self._holder.scope.full)
 
     def change(self, each: Limits) -> None:
         """Goes on with other figures of its own; the account's are in the same object as before."""
@@ -129,12 +129,14 @@ class TunnelBudget:
         """Lets a request in, whose :meth:`leave` follows; or says what its visitor is told instead."""
         if self.full:
             return self._refuse_visitor()
-        now = time.monotonic()
-        wait = max([scope.requests.wait(now) for scope in self._scopes])
-        if wait:
-            return self._refuse_request(wait)
-        for scope in self._scopes:
-            scope.requests.charge(now, 1)
+        buckets = [scope.requests for scope in self._scopes if scope.requests.rate]
+        if buckets:
+            now = time.monotonic()
+            wait = max([bucket.wait(now) for bucket in buckets])
+            if wait:
+                return self._refuse_request(wait)
+            for bucket in buckets:
+                bucket.charge(now, 1)
         self.enter()
         return None
 
