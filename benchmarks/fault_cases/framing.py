@@ -23,6 +23,7 @@ group = Group("framing")
 
 NAMES = ("demo", "other")
 ALTERNATING = 500  # requests for each of the two on one connection
+CLOSE = b"Connection: close"
 
 
 @dataclass
@@ -73,7 +74,10 @@ def _pair(site: Site) -> Iterator[Pair]:
 
 
 def _answers(port: int, data: bytes) -> list[tuple[int, bytes]]:
-    """Status and body of all answers on one connection, until it ends."""
+    """Status and body of all answers on one connection, until it ends.
+
+    It half-closes: the last request needs :data:`CLOSE`, or that means that the visitor has left.
+    """
     got = []
     with support.connect(port) as visitor, suppress(OSError, EOFError):
         with suppress(OSError):  # refused before its end
@@ -95,20 +99,20 @@ def framing(site: Site) -> Measured:
     requests = [(name, data) for name, data, *_ in (*corpus.VALID_REQUESTS, *corpus.INVALID_REQUESTS)]
     responses = [(name, data) for name, _, data, *_ in (*corpus.VALID_RESPONSES, *corpus.INVALID_RESPONSES)]
     with _pair(site) as pair:
-        behind = support.request("other", "/behind", b"Connection: close")
+        behind = support.request("other", "/behind", CLOSE)
         for name, data in requests:
             for position, (status, body) in enumerate(_answers(port, data + behind)):
                 if status == 200 and body not in (b"", NAMES[position].encode()):
                     wrong.append(f"{name}: answer {position + 1} is {body!r}")
         alternating = b"".join(support.request(name) for name in NAMES) * ALTERNATING
-        got = [body for _, body in _answers(port, alternating)]
-        if got != [name.encode() for name in NAMES] * ALTERNATING:
+        got = [body for _, body in _answers(port, alternating + behind)]
+        if got != [*[name.encode() for name in NAMES] * ALTERNATING, b"other"]:
             wrong.append("alternating requests were not answered in turn")
         for name, data in responses:
             pair.special = data
-            _answers(port, support.request("demo"))
+            _answers(port, support.request("demo", "/", CLOSE))
             for canary in NAMES:
-                if _answers(port, support.request(canary, "/canary")) != [(200, canary.encode())]:
+                if _answers(port, support.request(canary, "/canary", CLOSE)) != [(200, canary.encode())]:
                     wrong.append(f"{name}: a later visitor of {canary} got something else")
         wrong += pair.misrouted()
     count = len(requests) + len(responses) + 2 * ALTERNATING

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 import gevent
@@ -29,8 +30,8 @@ _PLACES: Final = {V4: (V4, "0.0.0.0", "::"), V6: (V6, "::")}  # nosec B104 # com
 _LISTEN: Final = "0A"
 """TCP_LISTEN in ``/proc/net/tcp``."""
 
-MOST_BYTES: Final = 1024 * 1024
-"""Bytes of ``/proc/net/tcp`` that are read. Listening sockets come first, seven thousand of them."""
+MOST_SOCKETS: Final = 8192
+"""Listening sockets of ``/proc/net/tcp`` that are looked at."""
 
 PATIENCE: Final = 1.0
 """Seconds for a connection to this computer, where one has to be made."""
@@ -108,12 +109,15 @@ def first_of(found: Iterable[Listening], port: int, address: str) -> Listening |
 
 
 def read_table(path: str) -> Iterator[Listening]:
-    """The listening sockets in ``/proc/net/tcp`` or ``tcp6``. Raises ``OSError``."""
+    """The listening sockets in ``/proc/net/tcp`` or ``tcp6``. Raises ``OSError``.
+
+    Linux lists them first: what follows may be a hundred thousand connections, and is not read.
+    """
     with open(path, "rb") as file:
-        lines = file.read(MOST_BYTES).decode("ascii", "replace").splitlines()
-    for line in lines[1:]:
-        parts = line.split()
-        if len(parts) > 9 and parts[3] == _LISTEN:
+        for line in islice(file, 1, 1 + MOST_SOCKETS):
+            parts = line.decode("ascii", "replace").split()
+            if len(parts) < 10 or parts[3] != _LISTEN:
+                return
             try:
                 host, port = parts[1].split(":")
                 yield Listening(_address(host), int(port, 16), int(parts[7]), int(parts[9]))
