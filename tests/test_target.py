@@ -59,6 +59,18 @@ def test_nonsense_is_one_line_that_says_what_is_allowed(text: str) -> None:
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("text", ["web:80/app", "3000/", "web:80?q", "me@web:80", "http://web/app"])
+def test_every_form_says_that_the_whole_service_is_meant(text: str) -> None:
+    with pytest.raises(UsageError, match="a tunnel leads to a whole service"):
+        parse_target(text)
+
+
+@pytest.mark.parametrize("text", ["./site", "../site", "/var/www", "~/site", "."])
+def test_a_path_of_files_is_told_from_a_service(text: str) -> None:
+    with pytest.raises(UsageError, match=r"path of files.*unix:/PATH"):
+        parse_target(text)
+
+
 def test_a_socket_path_that_no_system_takes() -> None:
     assert parse_target("unix:/" + "x" * (MAX_UNIX_PATH - 1)).path
     with pytest.raises(UsageError, match="103 bytes"):

@@ -11,9 +11,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
+
+if TYPE_CHECKING:
+    from .command_line import Grammar
 
 CLIENT = """\
 Put a local web server or TCP service on the internet.
@@ -25,6 +28,7 @@ Usage:
   tinytun demo [--target TARGET] [options]
   tinytun login [options]
   tinytun logout [--all] [options]
+  tinytun help [<command>]
   tinytun (-h | --help | -V | --version)
 
 What to open:
@@ -36,6 +40,9 @@ What to open:
 Who you are, to a server that asks:
   login     enter the token for a server (--server), which is kept for the commands to come
   logout    forget it
+
+What else there is to know:
+  help      all of this, or what concerns one command
 
 Options:
   -s NAME, --subdomain NAME  Subdomain to use (HTTP tunnels); a random one if absent
@@ -88,6 +95,7 @@ Usage:
                            [--reserve-ports LIST] [--expires WHEN] [options]
   tinytun-server token list [options]
   tinytun-server token revoke <token> [options]
+  tinytun-server help [<command>]
   tinytun-server (-h | --help | -V | --version)
 
 Every option is also an environment variable of the same name, such as PROXY_PORT for --proxy-port;
@@ -207,6 +215,33 @@ Exit codes: 0 stopped by a signal, 1 internal error, 2 configuration, or a port 
 """
 
 
+_OWN_SERVER = "the demo has a server of its own"
+_ASKS = "it asks for the token, or reads it from standard input"
+_NO_TUNNEL = ("--connect-timeout", "--verify-target")
+
+WITHOUT: dict[str, dict[str, dict[str, str]]] = {
+    "tinytun": {
+        "demo": {
+            **dict.fromkeys(("--server", "--ca", "--insecure", "--proxy", "--connect-timeout"), _OWN_SERVER),
+            **dict.fromkeys(("--token", "--token-file"), _OWN_SERVER),
+            "--verify-target": "",
+        },
+        "login": {
+            **dict.fromkeys(("--token", "--token-file"), _ASKS),
+            **dict.fromkeys(_NO_TUNNEL, ""),
+        },
+        "logout": dict.fromkeys(("--token", "--token-file", "--ca", "--insecure", "--proxy"), "")
+        | dict.fromkeys(_NO_TUNNEL, ""),
+    },
+    "tinytun-server": {
+        name: {"--check": ""} for name in ("status", "token new", "token list", "token revoke")
+    },
+}
+"""Options for all commands that mean nothing to some, and why, where that is not plain."""
+
+BLANK = {"tinytun": frozenset({"--proxy"})}
+"""Options whose value may be empty. An empty variable of the server's has a meaning of its own."""
+
 NOT_VARIABLES = {
     "--url",
     "--label",
@@ -262,16 +297,33 @@ def server() -> NoReturn:
 
 
 def parse(program: str, doc: str, argv: Sequence[str]) -> dict[str, Any]:
-    """What docopt reads from ``argv``; exits with 2 and one clear line if it fits no usage."""
+    """What docopt reads from ``argv``; exits with 2, saying what is wrong, if it fits no usage."""
     from docopt import DocoptExit, docopt
 
+    from .command_line import CommandLineError
+
+    usage = None
     try:
-        return dict(docopt(doc, list(argv), default_help=False))
-    except DocoptExit as error:
-        problem = what_is_wrong(doc, argv, str(error))
-        usage = doc[doc.index("Usage:") :].partition("\n\n")[0]
-        _complain(program, f"{problem}\n\n{usage}\n\n'{program} --help' tells more.")
-        sys.exit(2)
+        checked = _grammar(program, doc).check(argv, BLANK.get(program))
+        return dict(docopt(doc, checked, default_help=False))
+    except CommandLineError as error:
+        problem, usage = str(error), error.usage
+    except DocoptExit:
+        problem = "these words fit no usage"
+    _complain(program, f"{problem}\n" + (f"usage: {usage}\n" if usage else "") + _more(program, usage))
+    sys.exit(2)
+
+
+def _grammar(program: str, doc: str) -> Grammar:
+    from .command_line import Grammar
+
+    return Grammar(program, doc, WITHOUT[program])
+
+
+def _more(program: str, usage: str | None) -> str:
+    """Where to read on: the help of the command that ``usage`` is of, if there is one."""
+    command = re.match(r"\S+ ([a-z]+)", usage or "")
+    return f"'{program} {f'{command[1]} ' if command else ''}--help' tells more"
 
 
 def server_overrides(arguments: dict[str, Any]) -> dict[str, str]:
@@ -283,59 +335,20 @@ def server_overrides(arguments: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def what_is_wrong(doc: str, argv: Sequence[str], docopt_says: str) -> str:
-    """Why ``argv`` fits no usage of ``doc``, in a few words; docopt only tells that it does not."""
-    missing = re.match(r"(--?[\w-]+) requires argument", docopt_says)
-    if missing:
-        return f"{missing[1]} needs a value"
-    takes_value = dict(re.findall(r"(?m)^  (?:-\w(?: [A-Z]+)?, )?(--[\w-]+)( [A-Z]+)?  ", doc))
-    shorts = dict(re.findall(r"(?m)^  (-\w)(?: [A-Z]+)?, (--[\w-]+)", doc))
-    words: list[str] = []
-    rest = iter(argv)
-    for word in rest:
-        if not word.startswith("-") or word == "-":
-            words.append("tt_…" if word.startswith("tt_") else word)  # a token in a wrong place
-            continue
-        name, equals, _ = word.partition("=")
-        name = name if word.startswith("--") else shorts.get(word[:2], word[:2])
-        matching = [flag for flag in takes_value if flag == name or flag.startswith(name)]
-        if not name.startswith("--") or not matching:
-            return f"{word.partition('=')[0]!r} is not an option"
-        whole = word.startswith("--") or len(word) == 2
-        if takes_value[matching[0]] and whole and not equals:
-            next(rest, None)
-    commands = re.findall(r"(?m)^  \S+ ([a-z]+) ", doc[doc.index("Usage:") : doc.index("Options:")])
-    if words[:1] == ["token"] and "token new" in doc:
-        return "say what to do: token new --label NAME, token list, or token revoke LABEL"
-    if "<target>" not in doc:
-        words = words[1:] if words[:1] == commands[:1] else words
-        commands = []
-    return _wrong_words(words, commands)
-
-
-def _wrong_words(words: Sequence[str], commands: Sequence[str]) -> str:
-    """What is wrong with the words beside the options."""
-    if not commands:
-        return f"{words[0]!r} is not expected" if words else "these options do not go together"
-    if not words:
-        return "say what to open, for example: tinytun http 3000"
-    if words[0] not in commands:
-        return f"{words[0]!r} is not one of {', '.join(commands)}"
-    if words[0] in ("login", "logout") and len(words) > 1:  # most likely the token: do not repeat it
-        return f"{words[0]} takes options only; the token is asked for, or read from standard input"
-    expected = 1 if words[0] in ("demo", "login", "logout") else 2
-    if len(words) < expected:
-        return f"the target is missing, for example: tinytun {words[0]} 3000"
-    if len(words) > expected:
-        return f"{words[expected]!r} is not expected"
-    return f"these options do not go with {words[0]}"
-
-
 def _answer_at_once(program: str, doc: str, argv: Sequence[str]) -> None:
-    """Version and help need no parser: print and exit."""
+    """Version and help need neither docopt nor gevent: print and exit."""
+    if argv[:1] == ["help"]:
+        from .command_line import CommandLineError
+
+        try:
+            _print(_grammar(program, doc).help_on(argv[1:]))
+        except CommandLineError as error:
+            _complain(program, f"{error}\n{_more(program, None)}")
+            sys.exit(2)
+        sys.exit(0)
     for word in argv:
         if word in ("-h", "--help"):
-            _print(doc)
+            _print(doc if argv[0].startswith("-") else _grammar(program, doc).help(argv))
             sys.exit(0)
         if word in ("-V", "--version"):
             _print(f"{program} {__version__}\n")

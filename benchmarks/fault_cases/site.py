@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..peers.ours import BIN
-from ..processes import BenchmarkError, Process, Workspace, accepts, family, free_port
+from ..processes import BenchmarkError, Process, Workspace, accepts, family, free_ports
 from ..services import NGINX, SMALL_PAGE, Services
 from ..way import Endpoint
 
@@ -31,7 +31,8 @@ class Site:
     def __init__(self, workspace: Workspace, services: Services) -> None:
         self.workspace = workspace
         self.services = services
-        self.ports = {which: free_port() for which in ("connection", "proxy", "tcp-proxy", "metadata")}
+        names = ("connection", "proxy", "tcp-proxy", "metadata")
+        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.state = workspace.folder / f"state-{self.ports['connection']}"
         #: What every program of ours has for its home: nothing of a case may stay on the machine.
         self.home = workspace.folder / "home"

@@ -12,7 +12,6 @@ from typing import Any
 import gevent
 
 from .. import garbage
-from ..errors import UsageError
 from ..lines import line_handler
 from . import login
 from .agent import Agent
@@ -36,7 +35,6 @@ def run(arguments: Mapping[str, Any]) -> int:
     if arguments["demo"]:
         from .demo import run_demo
 
-        check_demo_options(arguments)
         return run_demo(arguments["--target"], lambda target: choose_ui(target, quiet), stop_on_signals)
     config = config_from_arguments(arguments, os.environ)
     if config.insecure:
@@ -54,13 +52,6 @@ def run(arguments: Mapping[str, Any]) -> int:
         ui.watch(agent)
         agent.run()
     return 0
-
-
-def check_demo_options(arguments: Mapping[str, Any]) -> None:
-    """The demo has a server of its own; raises UsageError for options that would mean nothing."""
-    for flag in ("--server", "--ca", "--proxy", "--connect-timeout", "--token", "--token-file"):
-        if arguments[flag] is not None:
-            raise UsageError(f"{flag} means nothing to the demo, which has a server of its own")
 
 
 def choose_ui(target: str, quiet: bool) -> Ui:

@@ -12,6 +12,9 @@ from .address import bracketed, is_loopback, parse_port, split_host_port
 
 FORMS = "PORT, HOST:PORT, [IPV6]:PORT, unix:/PATH, http://HOST[:PORT] or https://HOST[:PORT]"
 
+#: Why there is nothing behind the port; what every form of a target says.
+WHOLE_SERVICE = "a tunnel leads to a whole service, without path, query or password"
+
 #: What ``--verify-target`` may say.
 Verify = Literal["auto", "always", "never"]
 
@@ -73,6 +76,13 @@ def _parse(text: str, verify: Verify) -> Target:
         return _url_target(text, verify)
     if text.isdecimal():
         return Target("localhost", parse_port(text))
+    if text.startswith(("/", ".", "~")):
+        raise ValueError(
+            "that is a path of files, and a tunnel leads to a program that listens: 'python3 -m http.server' "
+            "serves a folder, and a Unix socket is written unix:/PATH"
+        )
+    if any(mark in text for mark in "/?#@"):
+        raise ValueError(WHOLE_SERVICE)
     host, port = split_host_port(text)
     if port is None:
         raise ValueError("the port is missing")
@@ -97,7 +107,7 @@ def _url_target(text: str, verify: Verify) -> Target:
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"{parts.scheme}:// is unknown")
     if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
-        raise ValueError("a tunnel leads to a whole service, without path, query or password")
+        raise ValueError(WHOLE_SERVICE)
     host, port = split_host_port(parts.netloc)
     tls = parts.scheme == "https"
     check = tls and (verify == "always" or (verify == "auto" and not is_loopback(host)))
