@@ -99,7 +99,7 @@ class Grammar:
             missing = command.operands[len(operands)].strip("<>")
             raise _wrong(f"the {missing} is missing, for example: {self._example(command)}", command)
         if len(operands) > len(command.operands):
-            if command.words and not command.operands:  # a word for "login" may be a secret: it is not repeated
+            if command.words and not command.operands:  # for "login" it may be a secret: do not repeat it
                 raise _wrong(f"{command.name} takes options only", command)
             raise _wrong(f"{_shown(operands[len(command.operands)])} is not expected", command)
         if wrong is not None:
