@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import select
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..processes import Process
 from ..services import SMALL_PAGE
@@ -13,6 +16,9 @@ from .peak import Peak
 from .site import Site
 from .suite import malice, support
 from .watch import Watch
+
+if TYPE_CHECKING:
+    from support import Peer
 
 group = Group("malice")
 
@@ -51,6 +57,20 @@ class Tally:
         """For the table."""
         text = f"{self.attacks} attacks, the slowest took {self.slowest:.2f} s, +{self.memory / MIB:.1f} MiB"
         return "; ".join([text, *self.wrong[:3]])
+
+
+def _page_or_nothing(peer: Peer) -> None:
+    """A service that answers a request, and of everything else takes nothing.
+
+    What is taken becomes credit: into one that reads, DATA beyond the window has to win a race first.
+    """
+    if peer.sock.recv(1, socket.MSG_PEEK) == b"G":
+        peer.read_request()
+        peer.sendall(support.respond(b"page", b"Connection: close"))
+        return
+    ended = select.poll()
+    ended.register(peer.sock, select.POLLRDHUP)
+    ended.poll(10_000)
 
 
 def _attacks(role: str) -> Iterator[malice.Attack]:
@@ -97,10 +117,10 @@ def _evil_server() -> Iterator[malice.FakeServer]:
     seconds=80,
 )
 def malicious_server(site: Site) -> Measured:
-    with _evil_server() as evil:
+    with _evil_server() as evil, support.Service(_page_or_nothing) as service:
         tally = Tally()
         port = int(evil.url.rpartition(":")[2])
-        client = site.start_client("evil", port=port)
+        client = site.start_client("evil", service.port, port=port)
         for attack in _attacks(malice.SERVER):
             tally.play(attack, evil.accept(), client)
             if client.ended():
