@@ -106,6 +106,12 @@ class ServerConfig:
         settings.TLS_USE,
         "TLS on CONNECTION_PORT where TLS_DIR is set: accepted, beside plain clients, or required",
     )
+    http_redirect: bool = _option(
+        "HTTP_REDIRECT",
+        "off",
+        settings.SWITCH,
+        "whether PROXY_PORT answers with a redirect to https, except for ACME challenges",
+    )
     tcp_ports: range = _option("TCP_PORTS", "20000-60000", settings.RANGE, "ports that TCP tunnels get")
     tcp_listen: bool = _option(
         "TCP_LISTEN",
@@ -284,6 +290,7 @@ class ServerConfig:
             given = getattr(self, option.name)
             object.__setattr__(self, option.name, _checked(option.metadata, given))
         self._check_ports()
+        self._check_redirect()
         if self.trusted_fields and not self.trusted_proxies and not self.peers:
             raise UsageError("TRUSTED_FIELDS: says what TRUSTED_PROXIES and PEERS may set; there are none")
 
@@ -300,6 +307,18 @@ class ServerConfig:
                     f"{name.upper()}={port}: is {seen[port]} as well; allowed: a port of its own"
                 )
             seen[port] = name.upper()
+
+    def _check_redirect(self) -> None:
+        """A redirect must lead to something, and not back to itself."""
+        if not self.http_redirect or self.tls_dir:
+            return
+        if not self.public_url.lower().startswith("https:"):
+            raise UsageError("HTTP_REDIRECT=on: needs TLS_DIR, or a PUBLIC_URL that begins with https://")
+        if not self.trusted_proxies:
+            raise UsageError(
+                "HTTP_REDIRECT=on: without TLS_DIR needs TRUSTED_PROXIES, whose X-Forwarded-Proto says "
+                "who came by https"
+            )
 
     @classmethod
     def from_environ(

@@ -32,6 +32,7 @@ from .handover import Moved, Successor
 from .observed import Observed, log_exchange
 from .peers import Peers
 from .pool import StreamPool
+from .redirect import Redirect
 from .sources import Sources
 from .storage import Storage
 from .strangers import Strangers
@@ -88,6 +89,8 @@ class ServerCore:
         #: Refuses whoever pretends to be a proxy.
         self.strangers = Strangers(self.tally)
         self._trusted = config.trusted()
+        #: Sends visitors to https; None if they may stay.
+        self.redirect = Redirect(config, self.registry, self.is_trusted) if config.http_redirect else None
         #: What trusted proxies may set beside forwarding fields; None for nothing.
         self.trusted_fields = TrustedFields(config.trusted_fields) if config.trusted_fields else None
         #: Who may open tunnels.

@@ -284,7 +284,9 @@ class Visitor:
         False if the connection has moved to another process instead.
         """
         request = http1.parse_request_head(head, self.request_limits)
-        route = find_route(self._core, request, self.client[0])
+        redirect = self._core.redirect
+        moved = redirect.answer(request, self.forwarder.forwarding) if redirect is not None else None
+        route = moved or find_route(self._core, request, self.client[0])
         tunnel = route if isinstance(route, Tunnel) else None
         exchange = self.exchange = Exchange(self, request, tunnel)
         self._core.begin()

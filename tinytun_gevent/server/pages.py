@@ -48,6 +48,8 @@ class Failure:
     retry_after: int | None = None
     #: The limit that was reached, by its name; blank if it is none of `account.Limits`.
     limit: str = ""
+    #: Where a redirect leads: an absolute URL in ASCII.
+    location: str = ""
     request_id: str = field(default_factory=new_request_id)
 
     def answer(self, accept: bytes, *, close: bool, head_only: bool = False) -> bytes:
@@ -77,6 +79,8 @@ class Failure:
             f"X-Request-Id: {self.request_id}",
             "Cache-Control: no-store",
         ]
+        if self.location:
+            lines.append(f"Location: {self.location}")
         if self.retry_after is not None:
             lines.append(f"Retry-After: {self.retry_after}")
         if self.limit:
