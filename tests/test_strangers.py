@@ -17,7 +17,7 @@ from test_entrance import visit as visit_by_tls
 
 from tinytun_gevent import TunnelServer, rare
 from tinytun_gevent.server import strangers
-from tinytun_gevent.server.tally import Refusal
+from tinytun_gevent.server.tally import Refusal, Tally
 
 CONNECT = b"CONNECT 127.0.0.1:5554 HTTP/1.1\r\nx-tinytun-type: http\r\nx-tinytun-subdomain: demo\r\n\r\n"
 V4 = socket.inet_aton("192.0.2.7") + socket.inet_aton("192.0.2.8") + struct.pack("!HH", 1111, 443)
@@ -337,3 +337,56 @@ def test_a_flood_is_some_lines_and_every_one_counts(
     assert lines_of(caplog)[: rare.FIRST * 3] == said * rare.FIRST
     counts = lines_of(caplog)[rare.FIRST * 3 :]
     assert sorted(line.partition(", and 19 more like this in ")[0] for line in counts) == sorted(said)
+
+
+# -- forwarding fields ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ip", "kind"),
+    [
+        ("127.0.0.9", "loopback"),
+        ("::1", "loopback"),
+        ("10.1.2.3", "private"),
+        ("172.17.0.1", "private"),
+        ("fd00::1", "private"),
+        ("fe80::1", "private"),
+        ("8.8.8.8", "public"),
+        ("2606:4700::1", "public"),
+    ],
+)
+def test_kinds_of_addresses(ip: str, kind: str) -> None:
+    assert strangers.kind_of(ip) == kind
+
+
+def test_dropped_forwarding_fields_are_told_once_for_each_kind_of_address(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    them = strangers.Strangers(Tally())
+    with caplog.at_level("INFO", strangers.log.name):
+        them.drop("8.8.8.8", [(b"CF-Ray", b"1"), (b"X-Real-IP", b"1")])  # no proxy of ours says only these
+        for ip in ("10.0.0.1", "10.0.0.2", "127.0.0.1", "8.8.4.4", "8.8.8.8", "10.0.0.1"):
+            them.drop(ip, [(b"CF-Ray", b"1"), (b"x-forwarded-PROTO", b"secret")])
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split("(said")[1] for line in lines] == [
+        f" once for {kind} addresses)" for kind in ("private", "loopback", "public")
+    ]
+    assert lines[0].startswith(
+        "dropped X-Forwarded-Proto from 10.0.0.1, which is not in TRUSTED_PROXIES; if it is a proxy of "
+        "yours, set TRUSTED_PROXIES=10.0.0.1 "
+    )
+    assert not any("secret" in line for line in lines)
+
+
+@pytest.mark.parametrize(("trusted", "count"), [("192.0.2.0/24", 1), ("127.0.0.1", 0)])
+def test_a_forgotten_proxy_is_found_in_the_log(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture, trusted: str, count: int
+) -> None:
+    server = start_server(trusted_proxies=trusted)
+    with caplog.at_level("INFO", strangers.log.name), connect(server.proxy_port) as sock:
+        for _ in range(3):
+            sock.sendall(request("nobody", "/", b"X-Forwarded-For: 192.0.2.99"))
+            assert read_response(sock).status == 404
+    lines = [line for line in caplog.messages if line.startswith("dropped")]
+    assert len(lines) == count
+    assert all("X-Forwarded-For from 127.0.0.1" in line and "192.0.2.99" not in line for line in lines)

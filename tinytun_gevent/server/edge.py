@@ -284,6 +284,8 @@ class Visitor:
         False if the connection has moved to another process instead.
         """
         request = http1.parse_request_head(head, self.request_limits)
+        if request.claims and not self._core.is_trusted(self.client[0]):
+            self._core.strangers.drop(self.client[0], request.claims)
         redirect = self._core.redirect
         moved = redirect.answer(request, self.forwarder.forwarding) if redirect is not None else None
         route = moved or find_route(self._core, request, self.client[0])
