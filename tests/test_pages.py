@@ -137,7 +137,51 @@ def test_a_failure_before_the_body_ends_the_connection(server: TunnelServer) -> 
         assert read_rest(sock) == b""  # in particular no second answer
 
 
-@pytest.mark.parametrize("host", [b"localhost", b"a.demo.localhost", b"LOCALHOST.:80"])
+@pytest.mark.parametrize("host", [b"localhost", b"LOCALHOST.:80"])
+def test_the_base_domain_says_what_this_server_is(server: TunnelServer, host: bytes) -> None:
+    with connect(server.proxy_port) as sock:
+        sock.sendall(b"GET /?x HTTP/1.1\r\nHost: %b\r\nAccept: text/html\r\n\r\n" % host)
+        page = read_response(sock)
+        assert page.status == 200
+        assert b"<h1>This is a tinytun server</h1>" in page.body
+        command = f"tinytun http 3000 --server http://localhost:{server.connection_port}"
+        assert command.encode() in page.body
+        sock.sendall(b"HEAD / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
+        assert read_response(sock, b"HEAD").status == 200
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
+        assert "error" not in check(read_response(sock), 200)
+        sock.sendall(b"GET /favicon.ico HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
+        assert check(read_response(sock), 404)["title"] == "There is no such page"
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: %b\r\nContent-Length: 0\r\n\r\n" % host)
+        check(read_response(sock), 404)  # what was meant for a tunnel has not been delivered
+
+
+def test_a_title_in_words_the_cause_and_what_to_do() -> None:
+    failure = Failure(503, "The tunnel's client <is> away.")
+    page = parse(failure.answer(HTML, close=False)).body.decode()
+    assert "<h1>This tunnel takes no visitor at the moment</h1>" in page
+    assert "<p>The tunnel&#x27;s client &lt;is&gt; away.</p>" in page
+    assert "If this is your tunnel: see whether its client still runs." in page
+    assert "src=" not in page
+    assert "@import" not in page
+    said = check(parse(failure.answer(b"", close=False)), 503)
+    assert said["title"] == "This tunnel takes no visitor at the moment"
+    assert str(said["advice"]).startswith("Try again in a few seconds.")
+    assert said["error"] == "Service Unavailable"
+    other = parse(Failure(404, "x", title="<a>", advice="<b>").answer(HTML, close=False)).body
+    assert b"<h1>&lt;a&gt;</h1>" in other
+    assert b"<p>&lt;b&gt;</p>" in other
+
+
+def test_a_redirect_has_a_link() -> None:
+    failure = Failure(308, "Moved.", location='https://a.org/?a&b="c')
+    answer = parse(failure.answer(HTML, close=False))
+    assert answer.get(b"location") == b'https://a.org/?a&b="c'
+    assert b'<a href="https://a.org/?a&amp;b=&quot;c">' in answer.body
+    assert check(parse(failure.answer(b"", close=False)), 308)["location"] == failure.location
+
+
+@pytest.mark.parametrize("host", [b"a.demo.localhost"])
 def test_421_for_a_host_of_ours_that_cannot_be_a_tunnel(server: TunnelServer, host: bytes) -> None:
     with connect(server.proxy_port) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)

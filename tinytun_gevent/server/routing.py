@@ -11,6 +11,7 @@ from tinytun_gevent.wire.handshake import is_subdomain
 from tinytun_gevent.wire.http1 import RequestHead
 
 if TYPE_CHECKING:
+    from tinytun_gevent.server.config import ServerConfig
     from tinytun_gevent.server.core import ServerCore
 
 HOP_FIELD: Final = b"X-Tinytun-Hop"
@@ -28,9 +29,36 @@ def find_route(core: ServerCore, request: RequestHead, caller: str) -> Tunnel | 
     if label is not None and is_subdomain(label):
         forwarded = core.peers.is_peer(caller) and _is_marked(request)
         return locate(core, label, ask=not forwarded) or Failure(404, f"There is no tunnel {request.host}.")
+    if request.host in registry.base_domains:
+        return apex(request, core.config)
     if registry.is_ours(request.host):
         return Failure(421, f"{request.host} cannot be the name of a tunnel.")
-    return Failure(404, f"This server does not serve {request.host}.")
+    return Failure(
+        404,
+        f"This tunnel server does not serve {request.host}.",
+        title="This server does not serve this host",
+        advice="Check the address. If this is your server: set BASE_DOMAIN to the domain of its tunnels.",
+    )
+
+
+def apex(request: RequestHead, config: ServerConfig) -> Failure:
+    """What a base domain itself answers: what this server is, and how a tunnel to it is opened."""
+    if request.method not in (b"GET", b"HEAD") or request.target.partition(b"?")[0] != b"/":
+        return Failure(
+            404,
+            f"{request.host} is a tunnel server: it has no pages but the first one.",
+            title="There is no such page",
+            advice="Tunnels are at subdomains of this host.",
+        )
+    scheme = "https" if config.tls_dir else "http"
+    server = f"{scheme}://{request.host}:{config.connection_port}"
+    token = "; the token is from whoever runs this server" if config.auth_file else ""
+    return Failure(
+        200,
+        "It gives programs that run elsewhere, on somebody's own computer, a public address below this one.",
+        title="This is a tinytun server",
+        advice=f"To open a tunnel to port 3000 of your computer: tinytun http 3000 --server {server}{token}",
+    )
 
 
 def locate(core: ServerCore, name: str | int, *, ask: bool) -> Tunnel | Peer | None:
