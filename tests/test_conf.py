@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -113,7 +114,8 @@ def test_the_plain_gunicorn_command_runs_the_server() -> None:
 class Supervised:
     """supervisord on the example, with paths and ports of this test and nothing else changed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: int = 0) -> None:
+        """``files``: the hard limit of open files, if not that of this process."""
         self.connection_port, self.proxy_port, tcp, self.metadata_port = free_ports(4)
         self._log = folder / "server.log"
         environ = folder / "tinytun-server.env"
@@ -139,17 +141,21 @@ class Supervised:
         for section in ("supervisord", "program:tinytun-server"):
             config.remove_option(section, "user")
         config["supervisord"].update(logfile=str(folder / "supervisord.log"), pidfile=str(folder / "pid"))
-        config.remove_option("supervisord", "minfds")  # a test machine may allow fewer
         config["unix_http_server"]["file"] = str(folder / "sock")
         config["supervisorctl"]["serverurl"] = f"unix://{folder / 'sock'}"
         self.file = folder / "supervisord.conf"
         with self.file.open("w") as file:
             config.write(file)
+
+        def allow() -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
         self.process = subprocess.Popen(
             [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(self.file)],
             cwd=folder,
             env=environment(),
             stdout=subprocess.DEVNULL,
+            preexec_fn=allow if files else None,
         )
 
     def wait_serving(self, count: int) -> None:
@@ -178,8 +184,8 @@ class Supervised:
 
 
 @pytest.fixture
-def supervised(tmp_path: Path) -> Iterator[Supervised]:
-    supervised = Supervised(tmp_path)
+def supervised(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Supervised]:
+    supervised = Supervised(tmp_path, getattr(request, "param", 0))
     try:
         supervised.wait_serving(1)
         yield supervised
@@ -209,6 +215,12 @@ def test_supervisord_brings_back_a_killed_worker_and_a_killed_master(supervised:
     assert supervised.answers()
     assert supervised.master() != master
     assert is_gone(worker)
+
+
+@pytest.mark.parametrize("supervised", [512], indirect=True)
+def test_supervisord_starts_where_few_files_may_be_open(supervised: Supervised) -> None:
+    assert supervised.answers()
+    assert psutil.Process(supervised.worker()).rlimit(psutil.RLIMIT_NOFILE) == (512, 512)
 
 
 def test_supervisord_stops_all_of_it(supervised: Supervised) -> None:
