@@ -529,7 +529,10 @@ def test_a_port_that_another_program_has_does_not_cost_its_owner_the_lease(guard
         record = Record(Kind.TCP, port, "0" * 32, account_id(digest(BOB)), True)
         tunnel = registry.restore(record, time.monotonic())
         wish = ("x-tinytun-type: tcp", f"x-tinytun-port: {port}")
-        assert refusal(guarded, BOB, *wish, "x-tinytun-resume:") == (409, "Port not available")
+        assert refusal(guarded, BOB, *wish, "x-tinytun-resume:") == (
+            409,
+            "Port not available: another program on the server's machine has it",
+        )
         assert registry.tunnels.get(port) is tunnel
 
 
@@ -542,7 +545,10 @@ def test_a_trusted_proxy_is_not_made_to_wait(start_server: StartServer, auth_fil
 
 def test_the_same_token_owns_its_leased_names_from_any_machine(guarded: TunnelServer) -> None:
     client = RawClient(guarded, "shop", bearer=BOB, resume=b"")
-    assert refusal(guarded, BOB, "x-tinytun-subdomain: shop") == (409, "Subdomain not available")
+    assert refusal(guarded, BOB, "x-tinytun-subdomain: shop") == (
+        409,
+        "Subdomain not available: it is open now",
+    )
     reset(client.sock)
     eventually(lambda: guarded.registry.tunnels["shop"].leased_until is not None)
     tunnel = guarded.registry.tunnels["shop"]
@@ -585,3 +591,32 @@ def test_no_token_is_in_any_log(
     for secret in (BOB, ANNA, "tt_wrong-one", "forged", resume):
         assert secret not in caplog.text
         assert secret not in repr(guarded.core.auth.__dict__)
+
+
+@pytest.mark.parametrize(
+    ("token", "wish", "line"),
+    [
+        ("tt_wrong", ("x-tinytun-subdomain: shop",), "refused 127.0.0.1 the subdomain shop: "),
+        ("tt_wrong", ("x-tinytun-type: tcp",), "refused 127.0.0.1 a port: "),
+        (BOB, ("x-tinytun-subdomain: www",), "refused 127.0.0.1 (bob) the subdomain www: "),
+        (ANNA, ("x-tinytun-type: tcp", "x-tinytun-port: 20999"), "refused 127.0.0.1 (anna) port 20999: "),
+    ],
+)
+def test_the_log_says_who_was_refused_what(
+    guarded: TunnelServer, caplog: pytest.LogCaptureFixture, token: str, wish: tuple[str, ...], line: str
+) -> None:
+    with caplog.at_level("INFO", "tinytun_gevent.server"):
+        refusal(guarded, token, *wish)
+    (said,) = [text for text in caplog.messages if text.startswith("refused")]
+    assert said.startswith(line)
+    assert token not in said
+
+
+def test_the_log_says_whose_a_tunnel_is(guarded: TunnelServer, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "tinytun_gevent.server"):
+        RawClient(guarded, "anna", bearer=ANNA).close()
+        eventually(lambda: any("tunnel anna (anna) closed: " in text for text in caplog.messages))
+    assert any(text.startswith("tunnel anna (anna) opened for 127.0.0.1:") for text in caplog.messages)
+    assert {
+        getattr(record, "label", "") for record in caplog.records if "opened for" in record.getMessage()
+    } == {"anna"}

@@ -441,7 +441,7 @@ def test_a_tunnel_is_opened_and_no_byte_behind_the_head_is_lost() -> None:
         (
             build_refusal(409, "Subdomain not available"),
             NameTakenError,
-            r"'app': Subdomain not available \(409\)",
+            r"'app': Subdomain not available \(409\); ask for another one",
         ),
         (build_refusal(403, "Not you"), RefusedError, "Not you"),
         (build_refusal(503, "Full", retry_after=7), TryLaterError, "Full"),

@@ -222,7 +222,7 @@ def test_a_taken_name_is_409_with_a_reason_and_stays_with_its_owner(
         sock.sendall(CONNECT + b"x-tinytun-subdomain: DEMO\r\n\r\n")
         answer = read_response(sock)
     assert answer.status == 409
-    assert answer.body.strip() == b"Subdomain not available"
+    assert answer.body.strip() == b"Subdomain not available: it is open now"
     assert get(server.proxy_port).body == b"ok"
 
 

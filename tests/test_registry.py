@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 
 import pytest
@@ -40,13 +41,27 @@ def test_a_claim_has_all_that_the_101_says(registry: Registry) -> None:
 
 def test_a_taken_name_is_refused_until_it_is_released(registry: Registry) -> None:
     first = registry.claim(Kind.HTTP, subdomain="app")
-    with pytest.raises(NameTakenError, match="Subdomain not available") as caught:
+    with pytest.raises(NameTakenError, match=r"^Subdomain not available: it is open now$") as caught:
         registry.claim(Kind.HTTP, subdomain="APP")
     assert caught.value.status == 409
     registry.release(first)
     second = registry.claim(Kind.HTTP, subdomain="app")
     registry.release(first)  # late, and harmless to its successor
     assert registry.find_host("app.example.com") is second
+
+
+def test_a_name_that_is_kept_says_for_how_long_and_not_for_whom(registry: Registry) -> None:
+    tunnel = registry.claim(Kind.HTTP, subdomain="app", opener="anna", resume="")
+    registry.establish(tunnel)
+    tunnel.promised = 0
+    registry.lease(tunnel, time.monotonic())
+    with pytest.raises(
+        NameTakenError, match=r"^Subdomain not available: .* it is kept for it for (29|30) s$"
+    ):
+        registry.claim(Kind.HTTP, subdomain="app", opener="bob")
+    registry.lease(tunnel, time.monotonic() - 1000)  # over, and not yet seen
+    with pytest.raises(NameTakenError, match=r"for 1 s$"):
+        registry.claim(Kind.HTTP, subdomain="app", opener="bob")
 
 
 def test_a_taken_port_is_refused_for_both_kinds(registry: Registry) -> None:

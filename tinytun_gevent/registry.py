@@ -13,6 +13,7 @@ import hmac
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from math import ceil
 from secrets import randbelow, token_bytes
 from typing import TYPE_CHECKING, Any, Final
 
@@ -194,7 +195,8 @@ class Registry:
         if tunnel is None:
             tunnel = self._new(kind, self._free(kind, rights) if name is None else name)
         elif not self._is_owner(tunnel, opener, resume):
-            raise NameTakenError(f"{'Subdomain' if kind is Kind.HTTP else 'Port'} not available")
+            what = "Subdomain" if kind is Kind.HTTP else "Port"
+            raise NameTakenError(f"{what} not available: {_why_taken(tunnel, time.monotonic())}")
         tunnel.kind, tunnel.remote = kind, remote
         tunnel.ask(host_header, options)
         tunnel.opener, tunnel.resumable = opener, resume is not None
@@ -398,3 +400,10 @@ class Registry:
     def listed(self) -> Iterator[Tunnel]:
         """The tunnels that are established, oldest first."""
         return (tunnel for tunnel in self.tunnels.values() if tunnel.ready)
+
+
+def _why_taken(tunnel: Tunnel, now: float) -> str:
+    """Why a name is not free, in words that anybody may read: nothing of its owner is in them."""
+    if tunnel.leased_until is None or tunnel.promised:
+        return "it is open now"
+    return f"its client was lost, and it is kept for it for {max(1, ceil(tunnel.leased_until - now))} s"

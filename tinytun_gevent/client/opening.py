@@ -84,7 +84,7 @@ def refusal_error(refusal: Refusal, reason: str, authority: str, wish: str) -> T
     status = refusal.status
     text = f"{authority} refuses {wish}: {reason} ({status})"
     if status == 409:
-        return NameTakenError(text)
+        return NameTakenError(text + "; ask for another one, or leave it out to get any")
     if status in (429, 503):
         return TryLaterError(text, status, refusal.retry_after)
     if status in FINAL:

@@ -17,6 +17,7 @@ from tinytun_gevent.errors import (
 from tinytun_gevent.rare import Rare
 from tinytun_gevent.registry import Registry, Tunnel
 from tinytun_gevent.server import proxied
+from tinytun_gevent.server.account import Account
 from tinytun_gevent.server.addresses import bracketed, plain
 from tinytun_gevent.server.entrance import Entrance, Shaking, say_last
 from tinytun_gevent.server.tally import Refusal
@@ -24,7 +25,7 @@ from tinytun_gevent.server.tunnels import Tunnels
 from tinytun_gevent.session import Session
 from tinytun_gevent.sockets import End, end_of
 from tinytun_gevent.wire import clienthello, handshake
-from tinytun_gevent.wire.handshake import HealthCheck, OpenReply, OpenRequest
+from tinytun_gevent.wire.handshake import HealthCheck, Kind, OpenReply, OpenRequest
 
 if TYPE_CHECKING:
     from tinytun_gevent.server.core import ServerCore
@@ -91,6 +92,8 @@ class Listener:
 
     def _handle(self, shaking: Shaking, early: bytes, caller: tuple[str, int]) -> None:
         end = shaking.end
+        request: OpenRequest | HealthCheck | None = None
+        account: Account | None = None
         try:
             head, rest = self._read_head(end, early)
             request = handshake.parse_request(head)
@@ -102,9 +105,20 @@ class Listener:
         except (HandshakeError, RefusedError) as error:
             if isinstance(error, HandshakeError):
                 self._core.tally.refuse(Refusal.HANDSHAKE)
-            fields = {"remote": f"{bracketed(caller[0])}:{caller[1]}", "status": error.status}
+            label = account.label if account is not None else ""
+            fields: dict[str, str | int] = {
+                "remote": f"{bracketed(caller[0])}:{caller[1]}",
+                "status": error.status,
+            }
+            wish = ""
+            if isinstance(request, OpenRequest):
+                wish = _wish(request)
+                wanted = request.subdomain or request.port
+                fields |= {"tunnel": wanted} if wanted else {}
+            fields |= {"label": label} if label else {}
+            who = f"{caller[0]} ({label})" if label else caller[0]
             level = logging.DEBUG if error.status == 429 else logging.INFO  # whoever asks on and on is known
-            rare.log(level, "refused %s: %s", caller[0], error, kind=error.status, extra=fields)
+            rare.log(level, "refused %s%s: %s", who, wish, error, kind=error.status, extra=fields)
             retry = int(error.retry_after or 1) if isinstance(error, TryLaterError) else None
             say_last(end, handshake.build_refusal(error.status, str(error), retry))
             return
@@ -157,6 +171,15 @@ class Listener:
             return session
         finally:
             tunnel.promised -= 1
+
+
+def _wish(request: OpenRequest) -> str:
+    """What was asked for, as it stands in a log line behind the caller."""
+    if request.join is not None:
+        return " another session"
+    if request.kind is Kind.HTTP:
+        return f" the subdomain {request.subdomain}" if request.subdomain else " a subdomain"
+    return f" port {request.port}" if request.port is not None else " a port"
 
 
 def _reply(registry: Registry, tunnel: Tunnel, request: OpenRequest) -> OpenReply:

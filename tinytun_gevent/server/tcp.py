@@ -10,7 +10,7 @@ import errno
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gevent import socket
 
@@ -45,6 +45,12 @@ log = logging.getLogger(__name__)
 rare = Rare(log)
 
 Address = tuple[str, int]
+
+_TAKEN: Final = {
+    errno.EADDRINUSE: "another program on the server's machine has it",
+    errno.EACCES: "the server may not listen on it",
+}
+"""Why a port in the server's range cannot be had."""
 
 
 class TcpPorts:
@@ -91,8 +97,8 @@ class TcpPorts:
         try:
             native = listen(config.bind, tunnel.name, config.backlog)
         except OSError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                raise NameTakenError("Port not available") from error
+            if error.errno in _TAKEN:
+                raise NameTakenError(f"Port not available: {_TAKEN[error.errno]}") from error
             raise
         return socket.socket(native.family, native.type, native.proto, native.detach())
 

@@ -178,7 +178,7 @@ class Tunnels:
             log.debug("tunnel %s has %d sessions", tunnel.name, len(tunnel.sessions), extra=fields)
             return
         self._core.tally.opened(came_back)
-        rare.info("tunnel %s opened for %s", tunnel.name, tunnel.remote, extra=_fields(tunnel))
+        rare.info("tunnel %s opened for %s", _named(tunnel), tunnel.remote, extra=_fields(tunnel))
 
     # -- how it ends ----------------------------------------------------------
 
@@ -203,7 +203,7 @@ class Tunnels:
                 self._core.tally.tunnels_lost += 1
             what = "lost, its name is kept" if kept else "closed"
             fields = {**_fields(tunnel), "duration": round(time.time() - tunnel.since, 3)}
-            rare.info("tunnel %s %s: %s", tunnel.name, what, reason, extra=fields)
+            rare.info("tunnel %s %s: %s", _named(tunnel), what, reason, extra=fields)
 
     def _part(self, tunnel: Tunnel, session: Session) -> None:
         """``session`` is none of the tunnel's any more; idempotent."""
@@ -257,7 +257,7 @@ class Tunnels:
 
     def _expel(self, tunnel: Tunnel, reason: str) -> None:
         """Ends a tunnel at once; its client hears why."""
-        log.info("tunnel %s ended: %s", tunnel.name, reason, extra=_fields(tunnel))
+        log.info("tunnel %s ended: %s", _named(tunnel), reason, extra=_fields(tunnel))
         self.release(tunnel)
         for session in list(tunnel.sessions):
             self._part(tunnel, session)
@@ -275,6 +275,18 @@ class Tunnels:
             self._core.clock.forget(pool)
 
 
+def _named(tunnel: Tunnel) -> str:
+    """A tunnel's name in a log line, with the label of its token."""
+    label = _label(tunnel)
+    return f"{tunnel.name} ({label})" if label else str(tunnel.name)
+
+
+def _label(tunnel: Tunnel) -> str:
+    account: Account | None = tunnel.account
+    return account.label if account is not None else ""
+
+
 def _fields(tunnel: Tunnel) -> dict[str, str | int]:
     """What a log line's fields say of a tunnel."""
-    return {"tunnel": tunnel.name, "tunnel_id": tunnel.id, "remote": tunnel.remote}
+    fields = {"tunnel": tunnel.name, "tunnel_id": tunnel.id, "remote": tunnel.remote}
+    return fields | {"label": label} if (label := _label(tunnel)) else fields
