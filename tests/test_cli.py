@@ -346,7 +346,7 @@ def test_only_given_options_of_the_server_win() -> None:
     [
         ("http nonsense", "target 'nonsense'"),
         ("http 3000 -s -x-", "--subdomain"),
-        ("tcp 3000 -p 80", "--port '80': allowed: 20000-60000"),
+        ("tcp 3000 -p 65536", "--port '65536': allowed: 1-65535"),
         ("http 3000 --server ftp://x", "--server 'ftp://x'"),
         ("http 3000 --log-level loud", "--log-level 'loud'"),
         ("demo --target nonsense", "target 'nonsense'"),
@@ -530,7 +530,7 @@ def test_a_taken_name_is_4(server: TunnelServer, page: int) -> None:
         assert client.url
         done = run(TINYTUN, "http", str(page), "-s", "taken", "--server", server.url)
     assert done.returncode == 4
-    assert re.search(r"^tinytun: .*subdomain 'taken': .+ \(409\)$", done.stderr.splitlines()[-1])
+    assert re.search(r"^tinytun: .*subdomain 'taken': .+ \(409\); ask for another one", done.stderr.splitlines()[-1])
 
 
 def test_a_taken_port_is_4(server: TunnelServer, page: int) -> None:

@@ -46,7 +46,8 @@ What else there is to know:
 
 Options:
   -s NAME, --subdomain NAME  Subdomain to use (HTTP tunnels); a random one if absent
-  -p PORT, --port PORT       Remote port to use (TCP tunnels), 20000-60000; any if absent
+  -p PORT, --port PORT       Remote port to use (TCP tunnels), one that the server gives; any if
+                             absent
   -c N, --concurrency N      Max concurrent connections [default: 100]
   --sessions N               Max TCP connections to the server, 1-16; more than one only while a
                              long path would limit one [default: 4]

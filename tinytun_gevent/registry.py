@@ -223,7 +223,7 @@ class Registry:
         if kind is not Kind.HTTP:
             if port is not None and port not in self._tcp_ports:
                 ports = self._tcp_ports
-                raise RefusedError(f"Port not allowed: {ports.start}-{ports.stop - 1}", 400)
+                raise RefusedError(f"Port not allowed: this server gives {ports.start}-{ports.stop - 1}", 400)
             return port
         if subdomain is not None and not is_subdomain(subdomain.lower()):
             raise RefusedError("Subdomain not valid: 1-63 of a-z, 0-9 and inner hyphens", 400)

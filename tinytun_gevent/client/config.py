@@ -26,8 +26,8 @@ SERVER_VARIABLE = "TINYTUN_SERVER_URL"
 #: Where a server listens for clients unless told otherwise (CONNECTION_PORT).
 CONNECTION_PORT = 5554
 
-#: The ports that servers give to TCP tunnels.
-TCP_PORTS = range(20000, 60001)
+#: What a port may be; which ones a server gives to TCP tunnels, it says itself (its TCP_PORTS).
+TCP_PORTS = range(1, 65536)
 
 #: More streams than a process can have descriptors are a typing mistake.
 MAX_CONCURRENCY = 1_000_000
