@@ -530,7 +530,8 @@ def test_a_taken_name_is_4(server: TunnelServer, page: int) -> None:
         assert client.url
         done = run(TINYTUN, "http", str(page), "-s", "taken", "--server", server.url)
     assert done.returncode == 4
-    assert re.search(r"^tinytun: .*subdomain 'taken': .+ \(409\); ask for another one", done.stderr.splitlines()[-1])
+    last = done.stderr.splitlines()[-1]
+    assert re.search(r"^tinytun: .*subdomain 'taken': .+ \(409\); ask for another one", last)
 
 
 def test_a_taken_port_is_4(server: TunnelServer, page: int) -> None:
