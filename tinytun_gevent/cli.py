@@ -92,6 +92,7 @@ The server of tinytun: gives tunnel clients a public URL or port.
 Usage:
   tinytun-server [options]
   tinytun-server status [--url URL] [--json] [options]
+  tinytun-server doctor [--json] [options]
   tinytun-server token new --label NAME [--names LIST] [--ports LIST] [--reserve LIST]
                            [--reserve-ports LIST] [--expires WHEN] [options]
   tinytun-server token list [options]
@@ -100,13 +101,14 @@ Usage:
   tinytun-server (-h | --help | -V | --version)
 
 Every option is also an environment variable of the same name, such as PROXY_PORT for --proxy-port;
-the option wins. "status" shows what a running server does; it asks the metadata API. "token" makes, lists
+the option wins. "status" shows what a running server does; it asks the metadata API. "doctor", run beside it
+with the same options, checks what it needs to be reached and says what to do. "token" makes, lists
 and revokes the tokens in AUTH_FILE, of which only the hashes are kept; <token> is its label, or how its
 hash begins.
 
 Options:
   --url URL                       where "status" asks, instead of METADATA_BIND and METADATA_PORT
-  --json                          "status" as JSON
+  --json                          "status" or "doctor" as JSON
   --label NAME                    whose token it is: 1-64 letters, digits and . _ @ + -
   --names LIST                    subdomains that the token may take, * for any characters; any if absent
   --ports LIST                    ports that the token may take, such as 20000-20099; any if absent
@@ -213,8 +215,8 @@ Options:
   -h, --help                      Print help
   -V, --version                   Print version
 
-Exit codes: 0 stopped by a signal, 1 internal error, 2 configuration, or a port that is in use,
-5 "status" reached no server.
+Exit codes: 0 stopped by a signal, 1 internal error, 2 configuration, a port that is in use, or
+what "doctor" found, 5 "status" reached no server.
 """
 
 
@@ -286,6 +288,10 @@ def server() -> NoReturn:
 
             asked = config.ServerConfig.from_environ(os.environ, server_overrides(arguments))
             return status.run(asked, arguments["--url"], arguments["--json"])
+        if arguments["doctor"]:
+            from .server import doctor
+
+            return doctor.run(server_overrides(arguments), arguments["--json"])
         if arguments["token"]:
             from .server import config, tokens
 
