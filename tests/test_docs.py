@@ -86,7 +86,8 @@ def test_the_client_defaults_are_those_of_the_config() -> None:
 
 def test_each_client_option_is_a_parameter_of_the_config_or_of_the_command() -> None:
     flags = {re.findall(r"--[\w-]+", text)[0] for text, _, _ in docopt_options(cli.CLIENT)}
-    of_the_command = {"--all", "--target", "--quiet", "--log-level", "--debug", "--help", "--version"}
+    of_the_command = {"--all", "--json", "--target", "--quiet", "--log-level", "--debug"}
+    of_the_command |= {"--help", "--version"}
     names = set(inspect.signature(client_config.make_config).parameters) - {"target", "kind", "environ"}
     assert flags - of_the_command == {"--" + name.replace("_", "-") for name in names}
 
@@ -171,7 +172,7 @@ def test_every_command_in_the_readme_is_understood() -> None:
         environ = dict(word.split("=", 1) for word in words[:start])
         if words[start] == "tinytun":
             arguments = cli.parse("tinytun", cli.CLIENT, words[start + 1 :])
-            if not arguments["login"] and not arguments["logout"]:
+            if arguments["http"] or arguments["tcp"]:
                 client_config.config_from_arguments(arguments, environ)
         else:
             arguments = cli.parse("tinytun-server", cli.SERVER, words[start + 1 :])

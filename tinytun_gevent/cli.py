@@ -28,6 +28,7 @@ Usage:
   tinytun demo [--target TARGET] [options]
   tinytun login [options]
   tinytun logout [--all] [options]
+  tinytun doctor [<target>] [-s NAME] [-p PORT] [--json] [options]
   tinytun help [<command>]
   tinytun (-h | --help | -V | --version)
 
@@ -40,6 +41,9 @@ What to open:
 Who you are, to a server that asks:
   login     enter the token for a server (--server), which is kept for the commands to come
   logout    forget it
+
+When something does not work:
+  doctor    check, one after the other, all that a tunnel needs, and say what to do
 
 What else there is to know:
   help      all of this, or what concerns one command
@@ -69,6 +73,7 @@ Options:
                              if it is on this computer [default: auto]
   --target TARGET            Local service for the demo, instead of its own page
   --all                      Forget the tokens of all servers
+  --json                     What "doctor" finds as JSON
   -q, --quiet                Only warnings and errors on standard error
   --log-level LEVEL          debug (every request), info, warning or error [default: info]
   --debug                    Log everything, and show the stack of an error
@@ -239,7 +244,7 @@ WITHOUT: dict[str, dict[str, dict[str, str]]] = {
         | dict.fromkeys(_NO_TUNNEL, ""),
     },
     "tinytun-server": {
-        name: {"--check": ""} for name in ("status", "token new", "token list", "token revoke")
+        name: {"--check": ""} for name in ("status", "doctor", "token new", "token list", "token revoke")
     },
 }
 """Options for all commands that mean nothing to some, and why, where that is not plain."""

@@ -406,4 +406,5 @@ def _why_taken(tunnel: Tunnel, now: float) -> str:
     """Why a name is not free, in words that anybody may read: nothing of its owner is in them."""
     if tunnel.leased_until is None or tunnel.promised:
         return "it is open now"
-    return f"its client was lost, and it is kept for it for {max(1, ceil(tunnel.leased_until - now))} s"
+    left = max(1, ceil(tunnel.leased_until - now))
+    return f"its client was lost, and it is kept for that one for {left} s more"

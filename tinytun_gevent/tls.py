@@ -143,6 +143,11 @@ class TlsEnd(PlainEnd):
         return self._tls.selected_alpn_protocol()  # type: ignore[no-any-return]
 
     @property
+    def peer_certificate(self) -> dict[str, Any]:
+        """The peer's certificate as `ssl.SSLSocket.getpeercert` has it; empty if it was not checked."""
+        return self._tls.getpeercert() or {}
+
+    @property
     def session(self) -> ssl.SSLSession | None:
         """What a client's next connection can resume. A server of TLS 1.3 sends it behind the handshake."""
         return self._tls.session  # type: ignore[no-any-return]

@@ -32,6 +32,10 @@ def run(arguments: Mapping[str, Any]) -> int:
     set_up_logging("warning" if quiet and level in ("debug", "info") else level)
     if arguments["login"] or arguments["logout"]:
         return (login.login if arguments["login"] else login.logout)(arguments, os.environ)
+    if arguments["doctor"]:
+        from . import doctor
+
+        return doctor.run(arguments)
     if arguments["demo"]:
         from .demo import run_demo
 
