@@ -255,7 +255,7 @@ def test_help_and_version_survive_a_closed_pipe() -> None:
         ("", "say what to do, for example: tinytun http 3000", "tinytun --help"),
         ("htp 3000", "'htp' is no command; did you mean http?", "tinytun --help"),
         ("http", "the target is missing, for example: tinytun http 3000", "tinytun http --help"),
-        ("http 3000 -p 30000", "--port does not go with http; it is for tcp", "tinytun http --help"),
+        ("http 3000 -p 30000", "--port does not go with http; it is for tcp, doctor", "tinytun http --help"),
     ],
 )
 def test_wrong_usage_is_one_clear_line_and_the_usage_that_fits(
@@ -274,9 +274,9 @@ def test_wrong_usage_is_one_clear_line_and_the_usage_that_fits(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("extra", "'extra' is no command: commands are status, token, help"),
+        ("extra", "'extra' is no command: commands are status, doctor, token, help"),
         ("status extra", "status takes options only"),
-        ("--json", "--json does not go with tinytun-server; it is for status"),
+        ("--json", "--json does not go with tinytun-server; it is for status, doctor"),
         ("--frob 1", "'--frob' is not an option"),
         ("--proxy-port", "--proxy-port needs a value"),
     ],
@@ -325,7 +325,7 @@ def test_the_servers_options_are_its_variables() -> None:
     read = parse("tinytun-server", SERVER, [])
     own = {"status", "--url", "--json", "--check", "--debug", "--help", "--version"}
     own |= {"token", "new", "list", "revoke", "<token>", "--label", "--names", "--ports", "--expires"}
-    own |= {"--reserve", "--reserve-ports", "help", "<command>"}
+    own |= {"--reserve", "--reserve-ports", "help", "<command>", "doctor"}
     assert set(read) - own == {variable.flag for variable in variables()}
     for variable in variables():
         default = f"(default: {variable.default})" if variable.default else "(none by default)"
