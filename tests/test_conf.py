@@ -30,7 +30,7 @@ from websockets.sync.server import ServerConnection, serve
 
 from tinytun_gevent import Tunnel, TunnelServer
 from tinytun_gevent.server.addresses import is_local
-from tinytun_gevent.server.config import variables
+from tinytun_gevent.server.config import ServerConfig, variables
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the examples are for POSIX")
 
@@ -82,6 +82,12 @@ def test_the_environment_file_is_valid_and_knows_only_real_variables(tmp_path: P
     assert (done.returncode, done.stderr) == (0, "")
     for name in ("BASE_DOMAIN", "PUBLIC_URL", "TRUSTED_PROXIES", "TCP_PORTS", "TCP_LISTEN"):
         assert f"{name}={settings_in(text)[name]}\n" in done.stdout
+
+
+def test_the_configuration_file_is_valid() -> None:
+    config = ServerConfig.from_environ({}, {"--config": str(CONF / "tinytun-server.toml")})
+    assert (config.proxy_port, config.base_domains) == (80, ("tunnel.example.com",))
+    assert config.tls_required
 
 
 def test_the_drain_fits_into_the_time_that_supervisord_gives() -> None:

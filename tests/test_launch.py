@@ -116,6 +116,7 @@ print("gevent" in sys.modules, sorted(m for m in sys.modules if m.startswith("ti
                 "account",
                 "addresses",
                 "config",
+                "given",
                 "launch",
                 "logs",
                 "settings",

@@ -105,13 +105,15 @@ Usage:
   tinytun-server help [<command>]
   tinytun-server (-h | --help | -V | --version)
 
-Every option is also an environment variable of the same name, such as PROXY_PORT for --proxy-port;
-the option wins. "status" shows what a running server does; it asks the metadata API. "doctor", run beside it
-with the same options, checks what it needs to be reached and says what to do. "token" makes, lists
-and revokes the tokens in AUTH_FILE, of which only the hashes are kept; <token> is its label, or how its
-hash begins.
+Every option is also an environment variable of the same name, such as PROXY_PORT for --proxy-port, or
+TINYTUN_SERVER_PROXY_PORT where the short name is taken, and a key of the file that --config names, such as
+proxy_port. The option wins over the variable, that over the file. "status" shows what a running server does;
+it asks the metadata API. "doctor", run beside it with the same options, checks what it needs to be reached
+and says what to do. "token" makes, lists and revokes the tokens in AUTH_FILE, of which only the hashes are
+kept; <token> is its label, or how its hash begins.
 
 Options:
+  --config FILE                   TOML file with the variables in lower case, such as proxy_port = 80
   --url URL                       where "status" asks, instead of METADATA_BIND and METADATA_PORT
   --json                          "status" or "doctor" as JSON
   --label NAME                    whose token it is: 1-64 letters, digits and . _ @ + -

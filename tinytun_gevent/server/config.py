@@ -15,6 +15,7 @@ from ..errors import UsageError
 from . import settings
 from .account import Limits
 from .addresses import Network, Networks, bracketed, is_loopback, local
+from .given import Given, collect, quoted
 from .settings import Form, PeerAddress, fill_url
 
 HIGHEST_COUNT: Final = 1_000_000
@@ -324,25 +325,34 @@ class ServerConfig:
     def from_environ(
         cls, environ: Mapping[str, str], overrides: Mapping[str, str] | None = None
     ) -> ServerConfig:
-        """The configuration of a command: ``overrides`` (flags) win over ``environ``.
+        """The configuration of a command: ``overrides`` (flags) win over ``environ``, that over a file.
 
-        The keys of ``overrides`` are variables (``PROXY_PORT``) or flags (``--proxy-port``); a
-        blank variable counts as absent, a blank flag does not. Raises UsageError.
+        See `given.collect`. Raises UsageError.
         """
-        values: dict[str, str] = {}
-        given = dict(overrides or {})
-        if not environ.get("LOG_LEVEL", "").strip() and (level := _rust_log(environ)):
-            values["log_level"] = level
-        for option in fields(cls):
-            variable, flag = option.metadata["variable"], option.metadata["flag"]
-            if environ.get(variable, "").strip():
-                values[option.name] = environ[variable]
-            for key in (variable, flag):
-                if key in given:
-                    values[option.name] = given.pop(key)
-        if given:
-            raise UsageError(f"{next(iter(given))}: there is no such option")
-        return cls(**values)  # type: ignore[arg-type]
+        return cls.of(cls.given(environ, overrides))
+
+    @classmethod
+    def given(
+        cls,
+        environ: Mapping[str, str],
+        overrides: Mapping[str, str] | None = None,
+        file: Mapping[str, str] | None = None,
+    ) -> Given:
+        """What was said, and where; see `given.collect`. Raises UsageError."""
+        return collect(fields(cls), environ, overrides or {}, file)
+
+    @classmethod
+    def of(cls, given: Given) -> ServerConfig:
+        """The configuration that was given. Raises UsageError, which names the file if that is to blame."""
+        try:
+            return cls(**given.values)  # type: ignore[arg-type]
+        except UsageError as error:
+            variable, colon, rest = str(error).partition(":")
+            variable, equals, value = variable.partition("=")
+            if not given.is_from_file(variable):
+                raise
+            text = f"{given.path}: {variable.lower()}{equals and ' = '}{value}{colon}{rest}"
+            raise UsageError(text) from None
 
     def url_of(self, name: str) -> str:
         """The URL under which visitors reach the HTTP tunnel ``name``."""
@@ -457,18 +467,4 @@ def _checked(metadata: Mapping[str, Any], given: Any) -> Any:
     try:
         return form.read(text.strip())
     except ValueError as error:
-        raise UsageError(f"{variable}={_visible(text)}: allowed: {error}") from None
-
-
-def _rust_log(environ: Mapping[str, str]) -> str:
-    text = environ.get("RUST_LOG", "")
-    try:
-        return str(settings.RUST_LOG.read(text))
-    except ValueError as error:
-        allowed = f"a level or target=level, comma-separated, the level {error}"
-        raise UsageError(f"RUST_LOG={_visible(text)}: allowed: {allowed}") from None
-
-
-def _visible(text: str) -> str:
-    """A value inside an error's one line: quoted where it would not be seen or would break the line."""
-    return text if text.isprintable() and text.strip() == text and text else repr(text)
+        raise UsageError(f"{variable}={quoted(text)}: allowed: {error}") from None
