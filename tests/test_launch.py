@@ -15,8 +15,6 @@ from certificates import install, issue, put
 from free_ports import free_ports
 from server_process import COMMAND, DEADLINE, ROOT, ServerProcess, environment, is_gone, wait_for
 
-from tinytun_gevent.server import launch
-
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="gunicorn needs POSIX")
 
 
@@ -117,9 +115,13 @@ print("gevent" in sys.modules, sorted(m for m in sys.modules if m.startswith("ti
                 "addresses",
                 "config",
                 "given",
+                "held",
                 "launch",
                 "logs",
+                "required",
                 "settings",
+                "statedir",
+                "verdict",
             )
         ),
         "wire",
@@ -284,37 +286,9 @@ def test_two_servers_do_not_share_a_state_directory(tmp_path: Path) -> None:
         server.wait_serving()
 
 
-def test_a_lock_that_is_a_link_is_not_made_elsewhere(tmp_path: Path) -> None:
-    directory = tmp_path / "state"
-    directory.mkdir(mode=0o700)
-    (directory / "lock").symlink_to(tmp_path / "elsewhere")
-    assert launch.lock_directory(str(directory)) is None
-    assert not (tmp_path / "elsewhere").exists()
-
-
 def test_a_state_directory_that_everybody_may_fill_is_told_of(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     with ServerProcess(environ=environment(STATE_DIR=str(tmp_path))) as server:
         server.wait_serving()
         server.wait_line("everybody may write in the directory")
     assert not os.listdir(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("variables", "user", "expected"),
-    [
-        ({"STATE_DIRECTORY": "/run/s:/run/t", "XDG_STATE_HOME": "/x"}, 0, "/run/s/5554"),
-        ({}, 0, "/var/lib/tinytun-server/5554"),
-        ({"XDG_STATE_HOME": "/x"}, 1000, "/x/tinytun-server/5554"),
-        ({"XDG_STATE_HOME": "relative", "HOME": "/home/a"}, 1000, "/home/a/.local/state/tinytun-server/5554"),
-    ],
-)
-def test_the_state_directory_is_where_the_system_wants_it(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], user: int, expected: str
-) -> None:
-    for name in ("STATE_DIRECTORY", "XDG_STATE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(launch.os, "geteuid", lambda: user)
-    assert launch.default_directory(5554) == expected

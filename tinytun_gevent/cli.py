@@ -102,6 +102,7 @@ Usage:
                            [--reserve-ports LIST] [--expires WHEN] [options]
   tinytun-server token list [options]
   tinytun-server token revoke <token> [options]
+  tinytun-server reload [options]
   tinytun-server help [<command>]
   tinytun-server (-h | --help | -V | --version)
 
@@ -110,7 +111,8 @@ TINYTUN_SERVER_PROXY_PORT where the short name is taken, and a key of the file t
 proxy_port. The option wins over the variable, that over the file. "status" shows what a running server does;
 it asks the metadata API. "doctor", run beside it with the same options, checks what it needs to be reached
 and says what to do. "token" makes, lists and revokes the tokens in AUTH_FILE, of which only the hashes are
-kept; <token> is its label, or how its hash begins.
+kept; <token> is its label, or how its hash begins. "reload" has a running server, which it finds by
+STATE_DIR, read its file again and start a new worker, and says how that went.
 
 Options:
   --config FILE                   TOML file with the variables in lower case, such as proxy_port = 80
@@ -223,7 +225,7 @@ Options:
   -V, --version                   Print version
 
 Exit codes: 0 stopped by a signal, 1 internal error, 2 configuration, a port that is in use, or
-what "doctor" found, 5 "status" reached no server.
+what "doctor" found, 5 "status" or "reload" reached no server.
 """
 
 
@@ -305,9 +307,17 @@ def server() -> NoReturn:
             return tokens.run(
                 config.ServerConfig.from_environ(os.environ, server_overrides(arguments)), arguments
             )
+        if arguments["reload"]:
+            from .server import config, reload
+
+            return reload.run(config.ServerConfig.from_environ(os.environ, server_overrides(arguments)))
+        if arguments["--check"]:
+            from .server import check
+
+            return check.run(server_overrides(arguments))
         from .server.launch import main
 
-        return main(server_overrides(arguments), check=arguments["--check"])
+        return main(server_overrides(arguments))
 
     sys.exit(_guarded("tinytun-server", run, arguments["--debug"]))
 

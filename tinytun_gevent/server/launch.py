@@ -9,11 +9,9 @@ imported by each worker for itself, so ``kill -HUP`` runs new code without closi
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import importlib
 import logging
 import os
-import select
 import signal
 import sys
 from collections.abc import Mapping
@@ -24,12 +22,16 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
-from .. import files
 from ..errors import UsageError
 from ..lines import line_handler
 from .addresses import listen_all
-from .config import ServerConfig, notice
+from .config import ServerConfig
+from .given import CONFIG
+from .held import hold
 from .logs import formatter
+from .required import require_files
+from .statedir import default_directory, lock_directory
+from .verdict import Ready, Record, Report
 
 BOOT_TIMEOUT: Final = 10.0
 """Seconds for a new worker to serve; importing takes about half of one."""
@@ -43,34 +45,23 @@ WORKER_TIMEOUT: Final = 30
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int:
-    """Runs the server until a signal ends it; with ``check`` only says whether it could run.
+def main(overrides: Mapping[str, str] | None = None) -> int:
+    """Runs the server until a signal ends it.
 
-    ``overrides`` are the flags that were given, by flag or by variable; they win over the
-    environment. Returns the exit code. Raises UsageError for a wrong value or a port that
-    is taken, with nothing left bound.
+    ``overrides`` are the flags that were given, by flag or by variable; see `given.collect`. Returns the exit
+    code. Raises UsageError for a wrong value or a port that is taken, with nothing left bound.
     """
-    config = ServerConfig.from_environ(os.environ, overrides)
-    if config.tls_dir and not os.access(config.tls_dir, os.R_OK | os.X_OK):
-        raise UsageError(f"TLS_DIR={config.tls_dir}: allowed: a directory that this user may read")
-    if config.auth_file:
-        from . import tokens  # what reads the file is for this and the worker only
-
-        tokens.read(config)
+    flags = dict(overrides or {})
+    if flags.get(CONFIG):
+        flags[CONFIG] = os.path.abspath(flags[CONFIG])
+    given = ServerConfig.given(os.environ, flags)
+    config = ServerConfig.of(given)
+    require_files(config)
     inherited = "GUNICORN_FD" in os.environ  # re-executed by USR2: the old master's sockets come along
     sockets = [] if inherited else listen_all(config.listeners(), config.backlog)
-    if check:
-        for sock in sockets:
-            sock.close()
-        certificates = report(config) if config.tls_dir else []
-        verdict = "the configuration is valid, its ports are free"
-        print("\n".join(filter(None, (config.summary(), *certificates, verdict))))
-        if warning := notice(config):
-            print(warning)
-        return 0
     raise_file_limit()
-    port = sockets[1].getsockname()[1] if sockets else config.connection_port
-    state = config.state_dir or default_directory(port)
+    ports = [sock.getsockname()[1] for sock in sockets]
+    state = config.state_dir or default_directory(ports[1] if ports else config.connection_port)
     try:
         lock = None if inherited else lock_directory(state)
     except UsageError:
@@ -78,63 +69,19 @@ def main(overrides: Mapping[str, str] | None = None, check: bool = False) -> int
             sock.close()
         raise
     binds = [f"fd://{sock.detach()}" for sock in sockets]
+    app = Application(settings(config, binds), {**flags, "STATE_DIR": state})
+    app.file, app.held = given.file, hold(config)
+    app.record.lock(lock, ports)
     master = os.getpid()
     try:
-        TunnelArbiter(Application(settings(config, binds), {**(overrides or {}), "STATE_DIR": state})).run()
+        TunnelArbiter(app).run()
     except SystemExit as stop:
         if os.getpid() != master:
             raise  # a worker: its exit code tells the master why
         return 1 if stop.code else 0
     finally:
-        if lock is not None:
-            os.close(lock)
+        app.record.close()
     return 0
-
-
-def report(config: ServerConfig) -> list[str]:
-    """What ``--check`` says of the certificates. Raises UsageError."""
-    from . import pem  # what it needs is for ``--check`` and the worker only
-
-    try:
-        return pem.report(config.tls_dir, config.base_domains)
-    except OSError as error:
-        raise UsageError(f"TLS_DIR={config.tls_dir}: {error.strerror or error}") from None
-
-
-def default_directory(port: int) -> str:
-    """Where a server keeps its state that was not told: for each connection port a place of its own.
-
-    systemd's if it offers one, the user's own, and for root, or who has no home, the system's.
-    """
-    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    state = os.environ.get("XDG_STATE_HOME", "")
-    home = os.path.expanduser("~")
-    if given:
-        base = given
-    elif os.geteuid() and (os.path.isabs(state) or os.path.isabs(home)):
-        base = os.path.join(state if os.path.isabs(state) else f"{home}/.local/state", "tinytun-server")
-    else:
-        base = "/var/lib/tinytun-server"
-    return os.path.join(base, str(port))
-
-
-def lock_directory(path: str) -> int | None:
-    """Keeps other servers out of a state directory; the descriptor that does, None if it cannot be used.
-
-    Two would take each other's names for their own. Raises UsageError if one is there.
-    """
-    try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        files.check_directory(path)
-        lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except OSError:
-        return None  # the worker says so
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise UsageError(f"STATE_DIR={path}: another tinytun-server uses it; each needs its own") from None
-    return lock
 
 
 def settings(config: ServerConfig, binds: list[str]) -> dict[str, Any]:
@@ -179,38 +126,19 @@ def raise_file_limit() -> None:
             pass  # macOS says "unlimited" and then refuses it
 
 
-class Ready:
-    """How a new worker tells the master that it serves: one byte through a pipe."""
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-
-    def tell(self) -> None:
-        """In the worker: it serves now. Later calls do nothing."""
-        if self._write >= 0:
-            os.write(self._write, b"1")
-            self._close_write()
-
-    def wait(self, timeout: float) -> bool:
-        """In the master: whether the worker came to serve, before it died or ``timeout`` seconds passed."""
-        self._close_write()
-        readable, _, _ = select.select([self._read], [], [], timeout)
-        answer = os.read(self._read, 1) if readable else b""
-        os.close(self._read)
-        return answer == b"1"
-
-    def _close_write(self) -> None:
-        os.close(self._write)
-        self._write = -1
-
-
 class Application(BaseApplication):  # type: ignore[misc]
     """What gunicorn wants to know of an application."""
 
     def __init__(self, options: Mapping[str, Any], overrides: Mapping[str, str]) -> None:
         self._options = options
-        #: The flags, for the worker to read its configuration from.
+        #: The flags and the state directory, for the worker to read its configuration from.
         self.overrides = overrides
+        #: What the configuration file said when it was last good, for a worker that replaces one that died.
+        self.file: Mapping[str, str] = {}
+        #: See `held`.
+        self.held: Mapping[str, str] = {}
+        #: Where reloads are written down.
+        self.record = Record(overrides.get("STATE_DIR", ""))
         #: Set while a worker is being started.
         self.ready: Ready | None = None
         #: Whether that is to replace one that serves, also if it learns nothing from it.
@@ -234,10 +162,12 @@ class TunnelArbiter(Arbiter):  # type: ignore[misc]
         """Reload, and upgrade: if the new worker does not come to serve, the old one stays."""
         self._reloading = True
         self.log.error_log.info("reload: starting a new worker")
+        self.app.record.begin()
         try:
             super().handle_hup()
-        except _NotServingError:
-            self.log.error("reload failed: the new worker did not come up; the old one goes on")
+        except _NotServingError as error:
+            self.app.record.end(error.report)
+            self.log.error("reload failed: %s; the old worker goes on", error.report.reason)
         finally:
             self._reloading = False
 
@@ -246,10 +176,20 @@ class TunnelArbiter(Arbiter):  # type: ignore[misc]
         ready = self.app.ready = Ready()
         self.app.reloading = self._reloading
         pid = super().spawn_worker()  # the child never returns from this
-        if not ready.wait(BOOT_TIMEOUT) and self._reloading:
-            self._give_up(pid)
-            raise _NotServingError
+        report = ready.wait(BOOT_TIMEOUT)
+        if self._reloading:
+            if not report.serves:
+                self._give_up(pid)
+                raise _NotServingError(report)
+            self.app.file = report.file
+            self.app.record.end(report)
         return pid
+
+    def maybe_promote_master(self) -> None:
+        """After USR2: takes over the state directory when the old master has left it."""
+        super().maybe_promote_master()
+        if self.master_pid == 0 and not self.app.record.is_locked:
+            self.app.record.claim([listener.sock.getsockname()[1] for listener in self.LISTENERS])
 
     def _give_up(self, pid: int) -> None:
         """Ends a worker that does not serve, without the arbiter's conclusion that none ever will."""
@@ -271,6 +211,10 @@ class TunnelArbiter(Arbiter):  # type: ignore[misc]
 class _NotServingError(Exception):
     """The worker of a reload died or took too long."""
 
+    def __init__(self, report: Report) -> None:
+        super().__init__(report.reason)
+        self.report = report
+
 
 class WorkerShell(Worker):  # type: ignore[misc]
     """All that the master knows of a worker; in the worker's process it becomes a `TunnelWorker`."""
@@ -278,7 +222,12 @@ class WorkerShell(Worker):  # type: ignore[misc]
     def init_process(self) -> None:
         die_with(self.ppid)
         forget_package()
-        importlib.import_module("tinytun_gevent.server.worker").adopt(self)
+        try:
+            importlib.import_module("tinytun_gevent.server.worker").adopt(self)
+        except Exception as error:
+            if self.app.ready is not None:
+                self.app.ready.tell(Report(reason=f"{type(error).__name__}: {error}".partition("\n")[0]))
+            raise
 
 
 def die_with(parent: int) -> None:

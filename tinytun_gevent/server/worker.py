@@ -11,8 +11,9 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import gevent
 from gevent.event import Event
@@ -26,7 +27,11 @@ from ..registry import Record
 from . import logs
 from .app import Serving
 from .config import ServerConfig, notice
+from .given import overridden
 from .handover import Handover, Predecessor, Successor, take_over
+from .held import keep
+from .required import require_files
+from .verdict import Report
 
 log = logging.getLogger("tinytun_gevent.server")
 
@@ -50,6 +55,8 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
     _stopping: Event
     _serving: Serving
     _config: ServerConfig
+    #: What the master is told when this worker serves.
+    _report: Report
     #: Waits for the worker of the next reload; None where it could not be heard.
     _handover: Handover | None = None
     #: QUIT or INT was received: nothing is waited for.
@@ -57,12 +64,42 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         """Called last before `run`, when the sockets are gevent's and signals are ours."""
-        overrides: Mapping[str, str] = getattr(self.app, "overrides", {})
-        self._config = ServerConfig.from_environ(os.environ, overrides)
-        logs.configure(self._config.log_level, self._config.log_format)
+        try:
+            self._report = self._read_configuration()
+        except UsageError as error:
+            self._refuse(error)
         logs.adopt(gevent.get_hub())
         self._stopping = Event()
         self._serving = Serving(self._config, self.sockets)
+
+    def _read_configuration(self) -> Report:
+        """Reads it, on a reload from the file as well; what the master holds stays. Raises UsageError."""
+        flags, reloading = dict(getattr(self.app, "overrides", {})), getattr(self.app, "reloading", False)
+        held: Mapping[str, str] = getattr(self.app, "held", {})
+        state = flags.pop("STATE_DIR", None) if held else None
+        given = ServerConfig.given(os.environ, flags, None if reloading else getattr(self.app, "file", None))
+        config, restart = keep(ServerConfig.of(given), held)
+        if reloading:
+            require_files(config)
+        self._config = config if state is None else replace(config, state_dir=state)
+        logs.configure(config.log_level, config.log_format)
+        for line in given.ignored:
+            log.warning("%s", line)
+        overrules = overridden(fields(ServerConfig), given) if reloading else []
+        for line in overrules:
+            log.warning("%s; it changes with a restart only", line)
+        if restart:
+            log.warning("unchanged until the server is restarted: %s", ", ".join(map(str.lower, restart)))
+        return Report(True, "", restart, overrules, dict(given.file))
+
+    def _refuse(self, error: UsageError) -> NoReturn:
+        """Leaves: there is nothing that this worker could serve. On a reload the master says why."""
+        ready = getattr(self.app, "ready", None) if hasattr(self.app, "held") else None
+        if ready is not None and self.app.reloading:
+            ready.tell(Report(reason=str(error)))
+        else:
+            self.log.error("no worker can serve: %s", error)
+        sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     def run(self) -> None:
         """Serves; returns when everything has been drained."""
@@ -70,8 +107,7 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         try:
             self._serving.start(predecessor, strict=getattr(self.app, "reloading", False))
         except UsageError as error:  # AUTH_FILE has been edited since the worker before has read it
-            log.error("no worker can serve: %s", error)
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+            self._refuse(error)
         garbage.calm()
         self._offer()
         if predecessor is not None:
@@ -132,7 +168,9 @@ class TunnelWorker(GeventWorker):  # type: ignore[misc]
         if config.tls_dir:
             log.info("visitors by https on %d", config.proxy_tls_port)
         ready = getattr(self.app, "ready", None)
-        if ready is not None:
+        if ready is not None and hasattr(self.app, "held"):
+            ready.tell(self._report)
+        elif ready is not None:  # a master of an earlier version
             ready.tell()
 
     def _drain(self) -> None:
