@@ -323,7 +323,8 @@ def test_what_is_read(arguments: str, expected: dict[str, object]) -> None:
 def test_the_servers_options_are_its_variables() -> None:
     text = " ".join(SERVER.split())
     read = parse("tinytun-server", SERVER, [])
-    own = {"--config", "reload", "status", "--url", "--json", "--check", "--debug", "--help", "--version"}
+    own = {"status", "--url", "--json", "--check", "--strict", "--debug", "--help", "--version"}
+    own |= {"--config", "reload"}
     own |= {"token", "new", "list", "revoke", "<token>", "--label", "--names", "--ports", "--expires"}
     own |= {"--reserve", "--reserve-ports", "help", "<command>", "doctor"}
     assert set(read) - own == {variable.flag for variable in variables()}

@@ -113,7 +113,8 @@ def test_the_server_tables_are_the_config() -> None:
 
 def test_the_server_docopt_text_is_the_config() -> None:
     described = docopt_options(cli.SERVER)
-    of_the_command = {"--config", "--json", "--check", "--debug", "-h,", "-V,", *cli.NOT_VARIABLES}
+    of_the_command = {"--json", "--check", "--strict", "--debug", "-h,", "-V,", *cli.NOT_VARIABLES}
+    of_the_command.add("--config")
     own = [option for option in described if option[0].split()[0] not in of_the_command]
     variables = server_config.variables()
     assert [flags.split()[0] for flags, _, _ in own] == [variable.flag for variable in variables]

@@ -41,10 +41,11 @@ def test_check_says_what_certificates_are_for(tmp_path: Path) -> None:
     install(tmp_path, issue("*.a.example.com", "a.example.com"))
     put(tmp_path / "bad.pem", b"-----BEGIN PRIVATE KEY-----\nnothing")
     done = run("--check", TLS_DIR=str(tmp_path), PROXY_TLS_PORT="0", BASE_DOMAIN="a.example.com,b.org")
-    assert done.returncode == 0
+    assert done.returncode == 2
+    assert done.stderr == "tinytun-server: not as it should be: 1 error, 1 warning\n"
     lines = done.stdout.splitlines()
     assert any(line.startswith("certificate for *.a.example.com, a.example.com, until ") for line in lines)
-    assert f"warning: {tmp_path}/bad.pem cannot be used: its key is not complete" in lines
+    assert f"error: {tmp_path}/bad.pem cannot be used: its key is not complete" in lines
     assert "warning: no certificate is for *.b.org" in lines
     assert not any("*.a.example.com" in line for line in lines if line.startswith("warning"))
 

@@ -182,17 +182,3 @@ def test_a_common_name_is_no_name(tmp_path: Path) -> None:
     put(tmp_path / "old.pem", self_signed("*.old.test", alternative=False))
     (pair,), _ = read(tmp_path)
     assert pair.names == ()
-    lines = pem.report(str(tmp_path), ("old.test",))
-    assert lines[0].startswith("certificate for no name, until ")
-    assert any("old.pem: no client accepts it: it has no alternative name" in line for line in lines)
-    assert "warning: no certificate is for *.old.test" in lines
-
-
-def test_the_report_says_what_is_covered(tmp_path: Path) -> None:
-    install(tmp_path, issue("*.a.test", "a.test"))
-    install(tmp_path, issue("old.test", days=-1), "old")
-    lines = pem.report(str(tmp_path), ("a.test", "b.test"))
-    assert any(line.startswith("certificate for *.a.test, a.test, until ") for line in lines)
-    assert "warning: no certificate is for *.b.test" in lines
-    assert not any("*.a.test" in line for line in lines if line.startswith("warning"))
-    assert any(line.endswith("has expired") for line in lines)

@@ -220,6 +220,7 @@ Options:
                                   (default: 60)
   --check                         Check the configuration, its certificates and that its ports are free,
                                   then exit
+  --strict                        With --check: a warning is an error
   --debug                         Show the stack of an error
   -h, --help                      Print help
   -V, --version                   Print version
@@ -311,10 +312,14 @@ def server() -> NoReturn:
             from .server import config, reload
 
             return reload.run(config.ServerConfig.from_environ(os.environ, server_overrides(arguments)))
+        if arguments["--strict"] and not arguments["--check"]:
+            from .errors import UsageError
+
+            raise UsageError("--strict goes with --check")
         if arguments["--check"]:
             from .server import check
 
-            return check.run(server_overrides(arguments))
+            return check.run(server_overrides(arguments), arguments["--strict"])
         from .server.launch import main
 
         return main(server_overrides(arguments))

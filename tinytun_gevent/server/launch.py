@@ -225,8 +225,9 @@ class WorkerShell(Worker):  # type: ignore[misc]
         try:
             importlib.import_module("tinytun_gevent.server.worker").adopt(self)
         except Exception as error:
-            if self.app.ready is not None:
-                self.app.ready.tell(Report(reason=f"{type(error).__name__}: {error}".partition("\n")[0]))
+            ready = getattr(self.app, "ready", None)  # the plain gunicorn command has none
+            if ready is not None:
+                ready.tell(Report(reason=f"{type(error).__name__}: {error}".partition("\n")[0]))
             raise
 
 

@@ -154,25 +154,29 @@ class Directory:
         broken = {path: content.problem for path, content in contents.items() if content.problem}
         return _paired(contents), broken
 
+    def lonely(self) -> list[tuple[str, str]]:
+        """The files of the last :meth:`read` in which something lacks its other half, and what it lacks.
+
+        A certificate of an authority needs no key.
+        """
+        contents = {path: content for path, (_, content) in sorted(self._known.items())}
+        keys = {key for content in contents.values() for key in content.keys}
+        shown = {path: content.certificates[0] for path, content in contents.items() if content.certificates}
+        certified = {_public(certificate.public_key()) for certificate in shown.values()}
+        found = [
+            (path, "has a certificate, but its key is in no file")
+            for path, certificate in shown.items()
+            if _public(certificate.public_key()) not in keys and not _is_authority(certificate)
+        ]
+        for path, content in contents.items():
+            if certified.isdisjoint(content.keys) and content.keys:
+                found.append((path, "has a key, but its certificate is in no file"))
+        return found
+
 
 def covers(names: Iterable[str], domain: str) -> bool:
     """Whether a certificate for ``names`` is good for the tunnels of ``domain``."""
     return "*." + domain in names
-
-
-def report(path: str, domains: Iterable[str]) -> list[str]:
-    """What ``--check`` says of a directory, line by line. Raises ``OSError`` if it cannot be read."""
-    directory = Directory(path)
-    pairs, broken = directory.read(directory.signature())
-    lines = [f"certificate for {p.title}, until {p.until}: {p.certificate}" for p in pairs]
-    now = time.time()
-    lines += [f"warning: {p.certificate} has expired" for p in pairs if p.expires < now]
-    lines += [f"warning: {p.certificate}: {NAMELESS}" for p in pairs if not p.names]
-    lines += [f"warning: {file} cannot be used: {reason}" for file, reason in broken.items()]
-    for domain in domains:
-        if not any(covers(pair.names, domain) for pair in pairs):
-            lines.append(f"warning: no certificate is for *.{domain}")
-    return lines
 
 
 def _walk(
@@ -265,6 +269,13 @@ def _pair(path: str, key: str, certificate: x509.Certificate, chain: int) -> Pai
         chain=chain,
         slow=getattr(certificate.public_key(), "key_size", 0) > 2048,
     )
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, *_MALFORMED):
+        return False
 
 
 def _public(key: PublicKeyTypes) -> bytes:
