@@ -249,7 +249,8 @@ WITHOUT: dict[str, dict[str, dict[str, str]]] = {
         | dict.fromkeys(_NO_TUNNEL, ""),
     },
     "tinytun-server": {
-        name: {"--check": ""} for name in ("status", "doctor", "token new", "token list", "token revoke")
+        name: {"--check": "", "--strict": ""}
+        for name in ("status", "doctor", "reload", "token new", "token list", "token revoke")
     },
 }
 """Options for all commands that mean nothing to some, and why, where that is not plain."""

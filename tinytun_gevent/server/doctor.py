@@ -17,7 +17,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from ..diagnosis import Chain, NotApplicable, Trouble
-from ..errors import TunnelError
+from ..errors import TunnelError, UsageError
 from . import status
 from .addresses import bracketed, is_ip, is_local, local
 from .config import ServerConfig, metadata_url
@@ -189,20 +189,18 @@ class Doctor:
         directory = self.config.tls_dir
         if not directory:
             raise NotApplicable("TLS_DIR is not set")
-        from . import pem
+        from . import check, pem
 
         advice = "renew or replace it; 'tinytun-server --check' lists what TLS_DIR has"
+        found = check.Findings()
         try:
-            lines = pem.report(directory, self.config.base_domains)
-            found = pem.Directory(directory)
-            pairs, _ = found.read(found.signature())
-        except OSError as error:
-            raise Trouble(
-                f"TLS_DIR={directory}: {error.strerror or error}", "let this user read it"
-            ) from None
-        warnings = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
-        if warnings:
-            raise Trouble("; ".join(warnings), advice)
+            check.check_certificates(self.config, found)
+            files = pem.Directory(directory)
+            pairs, _ = files.read(files.signature())
+        except (OSError, UsageError) as error:
+            raise Trouble(str(error), "let this user read it") from None
+        if found.errors or found.warnings:
+            raise Trouble("; ".join([*found.errors, *found.warnings]), advice)
         days = {pair.title: int((pair.expires - time.time()) // DAY) for pair in pairs}
         soon = [f"{title} ends in {left} days" for title, left in days.items() if left < SOON]
         if soon:
