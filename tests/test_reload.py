@@ -81,6 +81,9 @@ def test_a_wrong_file_fails_the_reload_and_the_old_worker_goes_on(server: Config
     server.wait_line(f"reload failed: {said}; the old worker goes on")
     assert server.workers() == first
     assert server.tunnels() == []
+    done = server.reload()
+    expected = f"tinytun-server: {said}; nothing was reloaded, a server that runs goes on\n"
+    assert (done.returncode, done.stderr) == (2, expected)
     asked = server.reload("--connection-port", "0")  # whoever does not read the file hears it from the server
     assert (asked.returncode, asked.stdout) == (2, "")
     text = f"tinytun-server: the reload failed, the old worker goes on: {said}\n"

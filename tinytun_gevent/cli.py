@@ -310,9 +310,9 @@ def server() -> NoReturn:
                 config.ServerConfig.from_environ(os.environ, server_overrides(arguments)), arguments
             )
         if arguments["reload"]:
-            from .server import config, reload
+            from .server import reload
 
-            return reload.run(config.ServerConfig.from_environ(os.environ, server_overrides(arguments)))
+            return reload.run(server_overrides(arguments))
         if arguments["--strict"] and not arguments["--check"]:
             from .errors import UsageError
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from ..errors import UnreachableError, UsageError
@@ -20,11 +22,15 @@ PATIENCE: Final = 40.0
 10 s for the worker of the reload before and 10 s for ours, and as much again on an overloaded machine."""
 
 
-def run(config: ServerConfig) -> int:
-    """Reloads the server that ``config`` is about; returns the exit code. Blocks.
+def run(overrides: Mapping[str, str]) -> int:
+    """Reloads the server that these flags, the environment and the file are about; returns the exit code.
 
-    Raises UnreachableError if none runs, UsageError if the reload failed, or did not end.
+    Blocks. Raises UnreachableError if none runs, UsageError if the reload failed, or did not end.
     """
+    try:
+        config = ServerConfig.from_environ(os.environ, overrides)
+    except UsageError as error:
+        raise UsageError(f"{error}; nothing was reloaded, a server that runs goes on") from None
     directory = config.state_dir or statedir.default_directory(config.connection_port)
     running = statedir.find(directory)
     if running is None:
