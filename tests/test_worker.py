@@ -298,7 +298,7 @@ def test_tokens_hold_through_a_reload(service: LocalService, tmp_path: Path) -> 
                 r"tokens\[0\]: Object contains unknown field `name`; what it said before goes on"
             )
             server.process.send_signal(signal.SIGHUP)
-            server.wait_line(r"no worker can serve: AUTH_FILE=.*tokens\[0\]: ")
+            server.wait_line(r"reload failed: AUTH_FILE=.*tokens\[0\]: ")
             server.wait_line("reload failed")
             assert [t["id"] for t in server.tunnels()] == [before["id"]], "the old worker goes on"
         assert token not in server.log()
@@ -313,7 +313,7 @@ def test_a_reload_with_a_damaged_token_file_fails_also_without_a_state_directory
         server.wait_serving()
         file.write_text("[[tokens]\n")
         server.process.send_signal(signal.SIGHUP)
-        server.wait_line("no worker can serve: AUTH_FILE=.*it is not TOML")
+        server.wait_line("reload failed: AUTH_FILE=.*it is not TOML")
         server.wait_line("reload failed")
         assert server.tunnels() == []
 
@@ -332,7 +332,7 @@ def test_a_reload_while_the_token_file_is_empty_fails_and_ends_nobody(
             (before,) = server.tunnels()
             os.truncate(file, 0)
             server.process.send_signal(signal.SIGHUP)
-            server.wait_line("no worker can serve: AUTH_FILE=.* it is empty since a moment ago")
+            server.wait_line("reload failed: AUTH_FILE=.* it is empty since a moment ago")
             server.wait_line("reload failed")
             assert [t["id"] for t in server.tunnels()] == [before["id"]]
             file.write_text(good)
