@@ -49,7 +49,8 @@ class Redirect:
             return None
         port = "" if self._port == HTTPS_PORT else f":{self._port}"
         url = f"https://{request.host}{port}{request.target.decode('ascii')}"
-        return Failure(STATUS, "Visitors that come by http are sent to the same address by https.", location=url)
+        reason = "Visitors that come by http are sent to the same address by https."
+        return Failure(STATUS, reason, location=url)
 
     def _came_by_https(self, request: RequestHead, direct: Forwarding) -> bool:
         """Whether a trusted proxy says so, also one that says nothing else of the visitor."""
