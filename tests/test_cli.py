@@ -274,7 +274,7 @@ def test_wrong_usage_is_one_clear_line_and_the_usage_that_fits(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("extra", "'extra' is no command: commands are status, doctor, token, help"),
+        ("extra", "'extra' is no command: commands are status, doctor, token, reload, help"),
         ("status extra", "status takes options only"),
         ("--json", "--json does not go with tinytun-server; it is for status, doctor"),
         ("--frob 1", "'--frob' is not an option"),
