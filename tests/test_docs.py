@@ -99,6 +99,7 @@ def test_the_client_variables_are_in_the_readme() -> None:
         client_config.SERVER_VARIABLE,
         credentials.TOKEN_VARIABLE,
         state.DIRECTORY_VARIABLE,
+        "SSL_CERT_FILE",
         "HTTPS_PROXY",
         "NO_PROXY",
     ]

@@ -28,6 +28,7 @@ Usage:
   tinytun demo [--target TARGET] [options]
   tinytun login [options]
   tinytun logout [--all] [options]
+  tinytun server [<url>] [options]
   tinytun doctor [<target>] [-s NAME] [-p PORT] [--json] [options]
   tinytun help [<command>]
   tinytun (-h | --help | -V | --version)
@@ -39,8 +40,9 @@ What to open:
   demo      a server, a small page and a tunnel to it, all on this computer
 
 Who you are, to a server that asks:
-  login     enter the token for a server (--server), which is kept for the commands to come
-  logout    forget it
+  login     enter the token for a server (--server); both are kept for the commands to come
+  logout    forget them
+  server    show which server is used and why, or make <url> the one of the commands to come
 
 When something does not work:
   doctor    check, one after the other, all that a tunnel needs, and say what to do
@@ -62,8 +64,10 @@ Options:
   --rewrite-links SWITCH     Whether redirects and cookie domains that name the local service become
                              public: on or off; on with --host-header if absent
   --server URL               Server to use: https://HOST[:PORT], http://HOST[:PORT] (not encrypted)
-                             or HOST[:PORT] (https, port 5554); default: https://tinytun.com:5554
-  --ca FILE                  Trust the certificates in this PEM file instead of the system's
+                             or HOST[:PORT] (https, port 5554); if absent that of the last login, or
+                             the original's; default: https://tinytun.com:5554
+  --ca FILE                  Trust the certificates in this PEM file instead of the system's; login
+                             remembers it for its server
   --insecure                 Do not check the server's certificate, and send a token over http:// as well
   --token TOKEN              Token for the server; --token-file, TINYTUN_TOKEN and login hide it better
   --token-file FILE          File whose only line is the token
@@ -81,9 +85,10 @@ Options:
   -V, --version              Print version
 
 Environment:
-  TINYTUN_SERVER_URL         As --server, which wins
+  TINYTUN_SERVER_URL         As --server, which wins; it wins over that of the last login
   TINYTUN_TOKEN              As --token and --token-file, which win
   TINYTUN_STATE_DIR          Where it is kept that a name is yours, instead of the system's usual place
+  SSL_CERT_FILE              PEM file that stands for the system's certificates; --ca wins
   HTTPS_PROXY                As --proxy, which wins
   NO_PROXY                   Servers that are reached without HTTPS_PROXY: names, addresses, CIDRs or *
 

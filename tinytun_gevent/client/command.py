@@ -30,8 +30,9 @@ def run(arguments: Mapping[str, Any]) -> int:
     level = "debug" if arguments["--debug"] else check_log_level(arguments["--log-level"])
     quiet = bool(arguments["--quiet"])
     set_up_logging("warning" if quiet and level in ("debug", "info") else level)
-    if arguments["login"] or arguments["logout"]:
-        return (login.login if arguments["login"] else login.logout)(arguments, os.environ)
+    for name, command in (("login", login.login), ("logout", login.logout), ("server", login.show_server)):
+        if arguments[name]:
+            return command(arguments, os.environ)
     if arguments["doctor"]:
         from . import doctor
 

@@ -6,25 +6,28 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast, get_args
-from urllib.parse import urlsplit
 
 from ..errors import UsageError
 from ..wire.handshake import Kind, is_host, is_subdomain
 from ..wire.origin import parse_origin
-from .address import bracketed, is_address, split_host_port
+from .address import is_address
 from .credentials import PLAIN, choose_token, must_hide
 from .proxies import Proxy, choose_proxy
+from .servers import DEFAULT_SERVER, SERVER_VARIABLE, Choice, ServerAddress, choose_server, parse_server
 from .state import state_directory
 from .target import Target, Verify, parse_target
 
 if TYPE_CHECKING:
     from ..wire.options import Options
 
-DEFAULT_SERVER = "https://tinytun.com:5554"
-SERVER_VARIABLE = "TINYTUN_SERVER_URL"
-
-#: Where a server listens for clients unless told otherwise (CONNECTION_PORT).
-CONNECTION_PORT = 5554
+__all__ = [
+    "DEFAULT_SERVER",
+    "SERVER_VARIABLE",
+    "ClientConfig",
+    "ServerAddress",
+    "make_config",
+    "parse_server",
+]
 
 #: What a port may be; which ones a server gives to TCP tunnels, it says itself (its TCP_PORTS).
 TCP_PORTS = range(1, 65536)
@@ -39,23 +42,6 @@ MAX_SESSIONS = 16
 DEFAULT_SESSIONS = 4
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-
-
-@dataclass(frozen=True, slots=True)
-class ServerAddress:
-    """The server's connection port, and whether it is spoken to by TLS."""
-
-    host: str
-    port: int
-    tls: bool
-
-    def __str__(self) -> str:
-        return f"{'https' if self.tls else 'http'}://{self.authority}"
-
-    @property
-    def authority(self) -> str:
-        """``host:port``, as a CONNECT request names it."""
-        return f"{bracketed(self.host)}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +97,8 @@ def make_config(
 ) -> ClientConfig:
     """Check every value and put them together.
 
-    ``server`` None means `SERVER_VARIABLE`, then `DEFAULT_SERVER`; ``proxy`` None means what
+    ``server`` None means `SERVER_VARIABLE`, then what `tinytun login` has kept, then `DEFAULT_SERVER`, which
+    is logged as a warning; ``proxy`` None means what
     ``HTTPS_PROXY`` and ``NO_PROXY`` say, an empty one none at all; ``token`` None what ``token_file`` has,
     then ``TINYTUN_TOKEN``, then what `tinytun login` has kept for the server. Raises UsageError, which names
     the flag or variable, the value and what is allowed. ``rewrite_links`` None means on if there is a
@@ -127,7 +114,9 @@ def make_config(
         raise UsageError("--forwarded-host and --rewrite-links are for http tunnels")
     parsed_target = parse_target(str(target), _check_verify(verify_target))
     chosen_host = _check_host_header(host_header, parsed_target)
-    address = server_address(server, environ)
+    choice = choose_server(server, environ)
+    choice.tell()
+    address = choice.address
     chosen_proxy = choose_proxy(address.host, address.port, proxy, environ)
     chosen_token = choose_token(token, token_file, address.authority, environ)
     if chosen_token is not None and not insecure:
@@ -147,7 +136,7 @@ def make_config(
             links=_check_links(rewrite_links, usual=chosen_host is not None),
             forwarded_host=_check_switch("--forwarded-host", forwarded_host),
         ),
-        ca=_check_ca(ca),
+        ca=_kept_ca(choice, insecure) if ca is None else _check_ca(ca),
         insecure=insecure,
         proxy=chosen_proxy,
         connect_timeout=_check_seconds(connect_timeout),
@@ -178,36 +167,6 @@ def config_from_arguments(arguments: Mapping[str, Any], environ: Mapping[str, st
         verify_target=arguments["--verify-target"],
         environ=environ,
     )
-
-
-def parse_server(text: str, source: str = "--server") -> ServerAddress:
-    """Read a server URL: ``http://`` plain, ``https://`` TLS, a bare host TLS on port 5554.
-
-    A URL without a port means its scheme's own, 80 or 443. Raises UsageError naming ``source``.
-    """
-    try:
-        parts = urlsplit(text.strip() if "://" in text else f"bare://{text.strip()}")
-        if parts.scheme not in ("http", "https", "bare"):
-            raise ValueError(f"{parts.scheme}:// is unknown")
-        if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
-            raise ValueError("a server has no path, query or password")
-        host, port = split_host_port(parts.netloc)
-    except ValueError as error:
-        raise UsageError(
-            f"{source} {text!r}: {error}; allowed: https://HOST[:PORT], http://HOST[:PORT] or HOST[:PORT]"
-        ) from None
-    default = {"http": 80, "https": 443, "bare": CONNECTION_PORT}[parts.scheme]
-    return ServerAddress(host, port or default, tls=parts.scheme != "http")
-
-
-def server_address(server: str | None, environ: Mapping[str, str]) -> ServerAddress:
-    """The server that ``--server``, or the variable, or neither means; raises UsageError."""
-    if server is not None:
-        return parse_server(server)
-    from_environment = environ.get(SERVER_VARIABLE, "").strip()
-    if from_environment:
-        return parse_server(from_environment, SERVER_VARIABLE)
-    return parse_server(DEFAULT_SERVER)
 
 
 def _check_hidden(server: ServerAddress, proxy: Proxy | None) -> None:
@@ -307,13 +266,23 @@ def _options(origin: str, *, requests: bool, links: bool, forwarded_host: bool) 
     return Options(rewrite=rewrite, forwarded_host=forwarded_host)
 
 
-def _check_ca(value: str | os.PathLike[str] | None) -> str | None:
-    if value is None:
-        return None
+def _check_ca(value: str | os.PathLike[str]) -> str:
     path = os.fspath(value)
     if not os.path.isfile(path):
         raise UsageError(f"--ca {path!r}: no such file")
     return path
+
+
+def _kept_ca(choice: Choice, insecure: bool) -> str | None:
+    """The certificates to trust that were kept of this server; raises UsageError if they are gone."""
+    if choice.ca is None or insecure or not choice.address.tls:
+        return None
+    if not os.path.isfile(choice.ca):
+        raise UsageError(
+            f"{choice.ca}, the certificates to trust of {choice.address}, is no file any more; "
+            f"'tinytun login --server {choice.address} --ca FILE' names another"
+        )
+    return choice.ca
 
 
 def check_log_level(value: str) -> str:

@@ -85,42 +85,19 @@ class Logins:
 
     def put(self, server: str, token: str) -> None:
         """Raises UsageError where it cannot be kept."""
-        with self._alone():
+        with one_at_a_time(self.path):
             self._save({**self._load(strict=True), server.lower(): token})
 
     def remove(self, server: str | None) -> bool:
         """Forgets one server's token, or with None all; whether there was any. Raises UsageError."""
         if not os.path.exists(self.path):
             return False
-        with self._alone():
+        with one_at_a_time(self.path):
             tokens = self._load(strict=True)
             found = bool(tokens) if server is None else server.lower() in tokens
             if found:
                 self._save({} if server is None else {k: v for k, v in tokens.items() if k != server.lower()})
             return found
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One command at a time changes the file, or one would undo what another did; blocks while one does.
-
-        The lock is on the directory, which stays while files in it are replaced. Windows cannot lock one.
-        """
-        directory = os.path.dirname(self.path)
-        descriptor: int | None = None
-        try:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            if sys.platform != "win32":
-                descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            if descriptor is None:
-                raise UsageError(f"{self.path}: {error.strerror or error}") from None
-            log.debug("%s cannot be locked: %s", directory, error)  # some network file systems
-        try:
-            yield
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
 
     def _load(self, *, strict: bool = False) -> dict[str, str]:
         """What is kept; a file that makes no sense is told to the log, and as good as none.
@@ -151,6 +128,31 @@ class Logins:
                 os.unlink(self.path)
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: str) -> Iterator[None]:
+    """One command at a time changes files beside ``path``, or one would undo what another did; blocks.
+
+    The lock is on the directory, which stays while files in it are replaced. Windows cannot lock one.
+    Raises UsageError where there can be no such directory.
+    """
+    directory = os.path.dirname(path)
+    descriptor: int | None = None
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        if sys.platform != "win32":
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if descriptor is None:
+            raise UsageError(f"{path}: {error.strerror or error}") from None
+        log.debug("%s cannot be locked: %s", directory, error)  # some network file systems
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def parse_logins(data: bytes) -> dict[str, str]:

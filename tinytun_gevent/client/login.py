@@ -1,4 +1,4 @@
-"""``tinytun login`` and ``tinytun logout``: keep a server's token for the commands to come, and forget it."""
+"""``tinytun login``, ``logout`` and ``server``: keep a server and its token for the commands to come."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import UsageError
 from ..wire.handshake import MAX_TOKEN
-from .config import server_address
 from .credentials import Logins, check_token, config_directory
+from .servers import SERVER_VARIABLE, KeptServers, choose_server, parse_server
 
 
 def login(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> int:
@@ -22,39 +22,78 @@ def login(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> int:
         raise UsageError(
             "login asks for the token, or reads it from standard input if that is no terminal"
         )
-    logins, server = _logins(environ), server_address(arguments["--server"], environ).authority
-    if sys.stdin is not None and sys.stdin.isatty():
-        try:
-            text = getpass.getpass(f"Token for {server}: ", stream=sys.stderr)
-        except (EOFError, KeyboardInterrupt):
-            _say("")  # the line of the question has no end yet
-            raise UsageError("no token was entered; nothing has changed") from None
-    else:
-        text = _read_line()
-    logins.put(server, check_token(text, "standard input"))
+    directory, choice = _directory(environ), choose_server(arguments["--server"], environ)
+    choice.tell()
+    server = choice.address.authority
+    token = check_token(_ask(server), "standard input")
+    logins, kept = Logins(directory), KeptServers(directory)
+    logins.put(server, token)
+    kept.use(choice.address, arguments["--ca"])
     _say(f"The token for {server} is in {logins.path} now; 'tinytun logout --server {server}' forgets it.")
+    _say(f"Later commands use {choice.address}.{_but(environ)}")
     return 0
 
 
 def logout(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> int:
-    """Forgets a server's token, or all; returns the exit code, raises UsageError."""
+    """Forgets a server's token, or all; returns the exit code, raises UsageError.
+
+    Where it was the default server, it is no longer.
+    """
     if arguments["--all"] and arguments["--server"] is not None:
         raise UsageError("--all and --server do not go together")
-    logins = _logins(environ)
-    server = None if arguments["--all"] else server_address(arguments["--server"], environ).authority
-    found = logins.remove(server)
+    directory = _directory(environ)
+    address = None if arguments["--all"] else choose_server(arguments["--server"], environ).address
+    server = None if address is None else address.authority
+    found = Logins(directory).remove(server)
+    was_default = KeptServers(directory).forget(address)
     of = "any server" if server is None else server
     _say(f"There is no token for {of} any more." if found else f"There was no token for {of}.")
+    if was_default:
+        _say("Later commands use no server of yours any more; 'tinytun server URL' names one.")
     return 0
 
 
-def _logins(environ: Mapping[str, str]) -> Logins:
+def show_server(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> int:
+    """Shows which server commands use and why, or makes another one the default; raises UsageError."""
+    url = arguments["<url>"]
+    if url is None:
+        choice = choose_server(arguments["--server"], environ)
+        print(choice.address, flush=True)
+        _say(f"({choice.why})")
+        return 0
+    if arguments["--server"] is not None:
+        raise UsageError("'tinytun server URL' and --server do not go together")
+    address = parse_server(url, "URL")
+    KeptServers(_directory(environ)).use(address, arguments["--ca"])
+    _say(f"Later commands use {address}.{_but(environ)}")
+    return 0
+
+
+def _but(environ: Mapping[str, str]) -> str:
+    """What is to be known about the default server, if the environment names one."""
+    if not environ.get(SERVER_VARIABLE, "").strip():
+        return ""
+    return f" But {SERVER_VARIABLE} wins while it is set."
+
+
+def _directory(environ: Mapping[str, str]) -> str:
     directory = config_directory(environ)
     if directory is None:
         raise UsageError(
             "there is no place for your settings: set HOME or XDG_CONFIG_HOME"
         )
-    return Logins(directory)
+    return directory
+
+
+def _ask(server: str) -> str:
+    """What the user enters, or a line of standard input; blocks. Raises UsageError."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return _read_line()
+    try:
+        return getpass.getpass(f"Token for {server}: ", stream=sys.stderr)
+    except (EOFError, KeyboardInterrupt):
+        _say("")  # the line of the question has no end yet
+        raise UsageError("no token was entered; nothing has changed") from None
 
 
 def _read_line() -> str:
