@@ -620,3 +620,28 @@ def test_the_log_says_whose_a_tunnel_is(guarded: TunnelServer, caplog: pytest.Lo
     assert {
         getattr(record, "label", "") for record in caplog.records if "opened for" in record.getMessage()
     } == {"anna"}
+
+
+# -- whether a token is valid, without a tunnel -------------------------------
+
+
+def checked(server: TunnelServer, token: str) -> Response:
+    with connect(server.connection_port) as sock:
+        sock.sendall(f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+        return read_response(sock, b"GET")
+
+
+def test_a_get_tells_whether_a_token_is_valid_and_a_guess_costs_as_much(guarded: TunnelServer) -> None:
+    assert checked(guarded, ANNA).status == 204
+    statuses = [checked(guarded, f"tt_guess-{number}").status for number in range(20)]
+    assert statuses[0] == 401
+    assert statuses[-1] == 429
+    assert checked(guarded, ANNA).status == 204, "it was let in from there before"
+    assert checked(guarded, BOB).status == 429, "who waits learns nothing"
+
+
+def test_a_get_with_a_token_says_that_none_is_needed(server: TunnelServer) -> None:
+    response = checked(server, ANNA)
+    assert response.status == 200
+    assert b"takes no tokens" in response.body
+    assert checked(server, "no,token").status == 400

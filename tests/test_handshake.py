@@ -19,6 +19,8 @@ from tinytun_gevent.wire.handshake import (
     OpenReply,
     OpenRequest,
     Refusal,
+    build_check,
+    build_checked,
     build_health,
     build_refusal,
     build_reply,
@@ -444,6 +446,20 @@ def test_other_methods_are_health_checks() -> None:
     for first in (b"GET / HTTP/1.1", b"HEAD /healthz HTTP/1.0", b"OPTIONS * HTTP/1.1", b"connect a HTTP/1.1"):
         assert isinstance(parse_request(request(b"Host: a", first=first)), HealthCheck)
     assert build_health() == b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+def test_a_get_with_a_token_asks_whether_it_is_valid() -> None:
+    parsed = parse_request(build_check("a:1", "tt_secret"))
+    assert isinstance(parsed, HealthCheck)
+    assert parsed.token == "tt_secret"
+    assert "secret" not in repr(parsed)
+    with pytest.raises(UsageError):
+        build_check("a:1", "no token")
+    for needed, status in ((True, 204), (False, 200)):
+        answer = build_checked(needed=needed)
+        reply = parse_reply(answer[: head_end(answer)])
+        assert isinstance(reply, Refusal)
+        assert reply.status == status
 
 
 def test_at_most_100_fields() -> None:

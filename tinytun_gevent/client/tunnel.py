@@ -46,7 +46,8 @@ class Tunnel:
     ) -> None:
         """The arguments are the options of ``tinytun http`` and ``tinytun tcp`` (see README).
 
-        ``server`` None means ``TINYTUN_SERVER_URL``, or what ``tinytun login`` has kept, ``proxy`` None ``HTTPS_PROXY``, ``token`` None
+        ``server`` None means ``TINYTUN_SERVER_URL``, or the one that ``tinytun login`` has kept; ``proxy``
+        None means ``HTTPS_PROXY``, ``token`` None
         ``TINYTUN_TOKEN`` or what ``tinytun login`` has kept. ``timeout`` is
         in seconds, for the first connection; None waits for ever. Raises UsageError for a value that makes
         no sense; connects to nothing yet.

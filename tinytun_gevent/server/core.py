@@ -18,7 +18,7 @@ from ..registry import Registry, Tunnel
 from ..shares import Share, Shares
 from ..sockets import End, end_of
 from ..wire.claims import TrustedFields
-from ..wire.handshake import OpenRequest
+from ..wire.handshake import HealthCheck, OpenRequest
 from ..wire.http1 import HeadLimits
 from ..workers import Workers
 from .account import Account
@@ -150,7 +150,7 @@ class ServerCore:
             return self.auth.problem
         return self.certificates.problem()
 
-    def authorize(self, request: OpenRequest, address: tuple[str, int]) -> Account:
+    def authorize(self, request: OpenRequest | HealthCheck, address: tuple[str, int]) -> Account:
         """The one place that decides whether ``request`` from ``address`` may open a tunnel.
 
         Returns who opens it, or raises RefusedError, whose status and text answer the CONNECT.

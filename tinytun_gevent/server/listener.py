@@ -98,7 +98,7 @@ class Listener:
             head, rest = self._read_head(end, early)
             request = handshake.parse_request(head)
             if isinstance(request, HealthCheck):
-                say_last(end, handshake.build_health())
+                say_last(end, self._health(request, caller))
                 return
             account = self._core.authorize(request, caller)
             tunnel = self._tunnels.find(request, caller, account)
@@ -124,6 +124,16 @@ class Listener:
             return
         self._core.clock.forget(shaking)
         self._serve(end, rest, tunnel, request)
+
+    def _health(self, request: HealthCheck, caller: tuple[str, int]) -> bytes:
+        """The answer to a health check; with a token it says whether that is valid.
+
+        Who asks that is treated as by a CONNECT. Raises RefusedError.
+        """
+        if request.token is None:
+            return handshake.build_health()
+        self._core.authorize(request, caller)
+        return handshake.build_checked(needed=not self._core.auth.is_open)
 
     def _read_head(self, end: End, early: bytes) -> tuple[bytes, bytes]:
         """The CONNECT head, which ``early`` begins, and what followed it. Blocks."""

@@ -87,10 +87,14 @@ class OpenRequest:
     reset_codes: bool = False
 
 
+@dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """A request with any method other than CONNECT; `build_health` answers it."""
+    """A request with any method other than CONNECT; `build_health` answers it.
 
-    __slots__ = ()
+    A GET with a ``token`` asks whether that is valid: 204, 401, or 200 where none is needed.
+    """
+
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +213,15 @@ def build_request(request: OpenRequest) -> bytes:
     return _head(f"CONNECT {request.authority} HTTP/1.1", fields)
 
 
+def build_check(authority: str, token: str) -> bytes:
+    """Write the head of a GET that asks whether ``token`` is valid; `parse_reply` reads the answer."""
+    _want(is_host(authority), "server address", authority)
+    if not is_token(token):
+        raise UsageError("the token has characters that a bearer token cannot have, or is too long")
+    fields = [("Host", authority), ("Authorization", f"Bearer {token}"), ("Connection", "close")]
+    return _head("GET / HTTP/1.1", fields)
+
+
 def parse_request(head: bytes) -> OpenRequest | HealthCheck:
     """Read one whole head, as delimited by `head_end`.
 
@@ -220,7 +233,7 @@ def parse_request(head: bytes) -> OpenRequest | HealthCheck:
     fields = _fields(lines)
     _check_host(fields)
     if method != b"CONNECT":
-        return HealthCheck()
+        return HealthCheck(_token(fields) if method == b"GET" else None)
     # hyper sends the authority of the server's URL as it is, so the port may be missing.
     authority = target.decode("latin-1")
     if not is_host(authority):
@@ -271,6 +284,13 @@ def build_refusal(status: int, reason: str, retry_after: int | None = None) -> b
 def build_health() -> bytes:
     """Write the answer to a health check; close the connection after it."""
     return _head("HTTP/1.1 200 OK", [("Content-Length", "0"), ("Connection", "close")])
+
+
+def build_checked(*, needed: bool) -> bytes:
+    """Write the answer to who asks whether a token is valid: it is, or none is ``needed``."""
+    if needed:
+        return _head("HTTP/1.1 204 No Content", [("Connection", "close")])
+    return build_refusal(200, "This server takes no tokens: everybody may open tunnels")
 
 
 def parse_reply(head: bytes) -> OpenReply | Refusal:
