@@ -522,7 +522,7 @@ def test_refused_is_3(status: int) -> None:
         done = run(TINYTUN, "http", "3000", "-s", "app", "--server", url)
     assert done.returncode == 3
     assert done.stdout == ""
-    hint = {401: "; 'tinytun login --server", 403: "; whoever runs the server"}.get(status, "")
+    hint = {401: "; no token was given: 'tinytun login", 403: "; ask the operator"}.get(status, "")
     assert f"refuses subdomain 'app': Banned ({status}){hint}" in done.stderr.splitlines()[-1]
 
 
@@ -552,10 +552,14 @@ def test_unreachable_is_5() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_something_else_at_the_servers_port_is_5() -> None:
-    with answering(b"HTTP/1.1 200 OK\r\n\r\n") as url:
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [(b"HTTP/1.1 200 OK\r\n\r\n", 3), (b"HTTP/1.1 501 No\r\n\r\n", 3), (b"220 smtp\r\n\r\n", 5)],
+)
+def test_something_else_at_the_servers_port(answer: bytes, code: int) -> None:
+    with answering(answer) as url:
         done = run(TINYTUN, "http", "3000", "--server", url)
-    assert done.returncode == 5
+    assert done.returncode == code
     assert "is no tunnel server" in done.stderr.splitlines()[-1]
 
 

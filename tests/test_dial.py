@@ -20,7 +20,7 @@ from free_ports import free_ports
 from gevent import socket, ssl
 from gevent.server import StreamServer
 
-from tinytun_gevent.client import dial, opening
+from tinytun_gevent.client import dial, reasons
 from tinytun_gevent.client.config import make_config
 from tinytun_gevent.client.dial import (
     HopelessError,
@@ -31,7 +31,8 @@ from tinytun_gevent.client.dial import (
     resolve,
 )
 from tinytun_gevent.client.local import LocalDialer, error_page
-from tinytun_gevent.client.opening import open_tunnel
+from tinytun_gevent.client.opening import WrongDoorError, open_tunnel, refusal_error
+from tinytun_gevent.client.reasons import Reason
 from tinytun_gevent.client.target import parse_target
 from tinytun_gevent.errors import (
     LocalServiceError,
@@ -42,7 +43,7 @@ from tinytun_gevent.errors import (
     UsageError,
 )
 from tinytun_gevent.sockets import Socket, end_of
-from tinytun_gevent.wire.handshake import Kind, OpenReply, OpenRequest, build_refusal, build_reply
+from tinytun_gevent.wire.handshake import Kind, OpenReply, OpenRequest, Refusal, build_refusal, build_reply
 
 DEADLINE = 60.0
 V4 = int(native.AF_INET)
@@ -449,8 +450,11 @@ def test_a_tunnel_is_opened_and_no_byte_behind_the_head_is_lost() -> None:
         (build_refusal(500, "Oh"), UnreachableError, "Oh"),
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html><h1>x</h1>", UnreachableError, "Bad Gateway"),
         (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", RefusedError, "Forbidden"),
-        (b"HTTP/1.1 404 Not Found\r\n\r\n", HopelessError, "connection port"),
-        (b"HTTP/1.1 200 OK\r\n\r\n", HopelessError, "no tunnel server"),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", WrongDoorError, "connection port"),
+        (b"HTTP/1.1 501 No\r\n\r\n", WrongDoorError, r"connection port \(it answered 501\)$"),
+        (b"HTTP/1.1 400 No\r\n\r\n<html>", WrongDoorError, r"\(it answered 400\)"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", WrongDoorError, "no tunnel server"),
+        (b'HTTP/1.1 403 No\r\n\r\n{"message": "Not you", "id": 7}', RefusedError, r": Not you \(403\)"),
         (b"220 smtp.example\r\n\r\n", HopelessError, "no tunnel server"),
         (b"x" * 20000, HopelessError, "no tunnel server"),
         (b"", UnreachableError, "without an answer"),
@@ -464,6 +468,23 @@ def test_what_else_a_server_may_answer(answer: bytes, error: type[Exception], sa
     assert str(caught.value).isprintable()
 
 
+def refused_with(status: int, authority: str = "x.example:5554", has_token: bool = True) -> str:
+    refusal = Refusal(status, "No")
+    return str(refusal_error(refusal, Reason("No"), authority, "a name", has_token=has_token))
+
+
+def test_a_wrong_door_names_the_usual_port() -> None:
+    expected = "x:443 is no tunnel server's connection port (it answered 501); the usual port is 5554"
+    assert refused_with(501, "x:443") == expected
+
+
+def test_what_is_to_be_done_depends_on_whether_a_token_was_given() -> None:
+    assert "the token was not taken" in refused_with(401)
+    assert "no token was given" in refused_with(401, has_token=False)
+    assert "for your token" in refused_with(403)
+    assert "token" not in refused_with(403, has_token=False)
+
+
 def test_retry_after_is_passed_on() -> None:
     with pytest.raises(TryLaterError) as caught:
         open_with(build_refusal(503, "Full", retry_after=7))
@@ -473,7 +494,7 @@ def test_retry_after_is_passed_on() -> None:
 def test_a_server_that_never_answers_or_never_ends_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnreachableError, match="did not answer the CONNECT"):
         open_with(b"HTTP/1.1 101", close=False, timeout=0.5)
-    monkeypatch.setattr(opening, "REASON_TIMEOUT", 0.1)
+    monkeypatch.setattr(reasons, "REASON_TIMEOUT", 0.1)
     with pytest.raises(RefusedError, match="half a rea"):
         open_with(b"HTTP/1.1 403 No\r\nContent-Length: 100\r\n\r\nhalf a rea", close=False, timeout=0.5)
 

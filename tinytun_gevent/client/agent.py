@@ -32,6 +32,7 @@ from .events import Counters, Listener, State
 from .joining import Team
 from .link import open_session
 from .opening import is_final
+from .reasons import without_ids
 from .sessions import Sessions
 from .state import Claim
 from .text import clean
@@ -296,7 +297,7 @@ class Agent:
             self._events.warning(text)
 
     def _enter(self, state: State, reason: str) -> None:
-        if state is self.state and reason == self.reason:
+        if state is self.state and without_ids(reason) == without_ids(self.reason):
             return
         if state is not self.state:
             self.since = time.monotonic()

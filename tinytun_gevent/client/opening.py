@@ -19,7 +19,6 @@ from ..errors import (
 from ..sockets import End
 from ..wire.handshake import (
     MAX_HEAD,
-    MAX_REASON,
     Kind,
     OpenReply,
     OpenRequest,
@@ -30,25 +29,25 @@ from ..wire.handshake import (
 from .address import bracketed
 from .config import ClientConfig
 from .dial import HopelessError, TrustFileError, read_head
-from .text import clean, hide, unclutter
+from .reasons import Reason, read_reason
+from .servers import CONNECTION_PORT
+from .text import clean, unclutter
 
 #: Seconds for the server's answer. It may have to ask a database or its peers about the name.
 ANSWER_TIMEOUT = 10.0
 
-#: Seconds for the line of reason in a refusal's body; without it the reason phrase does.
-REASON_TIMEOUT = 1.0
-
 #: Statuses that no retry mends, not even later: the request is wrong, or the user is not wanted.
 FINAL = frozenset((400, 401, 403))
 
-#: What to do about a refusal, with the server's address in it.
-HINTS = {
-    401: "; 'tinytun login --server {}' or TINYTUN_TOKEN gives it another token",
-    403: "; whoever runs the server can allow it",
-}
+#: What answers a CONNECT at a port that is not for clients: a web server, or a server's port for visitors.
+WRONG_DOOR = frozenset((404, 405, 421, 501))
 
 #: Statuses below 500 that pass by themselves (RFC 9110 §15.5.9, RFC 6585 §4, RFC 8470 §5.2).
 PASSING = frozenset((408, 425, 429))
+
+
+class WrongDoorError(RefusedError):
+    """Something else than a tunnel server answers at this port; on the first attempt the client gives up."""
 
 
 def open_tunnel(
@@ -58,7 +57,8 @@ def open_tunnel(
 
     Blocks for at most ``timeout`` seconds; the caller closes the socket. ``wish`` is what is asked for,
     as the error names it. Raises NameTakenError (409), TryLaterError (429, 503), RefusedError for other
-    refusals, HopelessError where no tunnel server answers, and UnreachableError.
+    refusals (WrongDoorError where a web server answers), HopelessError where what answers is no HTTP, and
+    UnreachableError.
     """
     authority = request.authority
     late = UnreachableError(f"{authority} did not answer the CONNECT within {timeout:.0f} s")
@@ -76,24 +76,49 @@ def open_tunnel(
         raise HopelessError(f"{authority} is no tunnel server: {clean(str(error))}") from None
     if isinstance(reply, OpenReply):
         return reply, rest
-    raise refusal_error(reply, _reason(sock, reply, rest, request.token), authority, wish)
+    reason = read_reason(sock, reply, rest, request.token)
+    raise refusal_error(reply, reason, authority, wish, has_token=request.token is not None)
 
 
-def refusal_error(refusal: Refusal, reason: str, authority: str, wish: str) -> TunnelError:
+def refusal_error(
+    refusal: Refusal, reason: Reason, authority: str, wish: str, *, has_token: bool
+) -> TunnelError:
     """The exception for a server's no, in one line that names what was asked for and why not."""
     status = refusal.status
-    text = f"{authority} refuses {wish}: {reason} ({status})"
+    text = f"{authority} refuses {wish}: {reason.text} ({status})"
+    if status in WRONG_DOOR or status < 400 or (reason.is_page and status < 500 and status not in PASSING):
+        return WrongDoorError(wrong_door(authority, status), status)
     if status == 409:
         return NameTakenError(text + "; ask for another one, or leave it out to get any")
     if status in (429, 503):
         return TryLaterError(text, status, refusal.retry_after)
     if status in FINAL:
-        return RefusedError(text + HINTS.get(status, "").format(authority), status)
-    if status < 400:
-        return HopelessError(f"{authority} is no tunnel server: it answered CONNECT with {status}")
+        return RefusedError(text + _hint(status, authority, has_token), status)
     if status < 500 and status not in PASSING:
         return HopelessError(f"{text}; is this a tunnel server's connection port?")
     return UnreachableError(text)
+
+
+def wrong_door(authority: str, status: int) -> str:
+    """What to say of a port whose answer is no tunnel server's."""
+    hint = "" if authority.endswith(f":{CONNECTION_PORT}") else f"; the usual port is {CONNECTION_PORT}"
+    return f"{authority} is no tunnel server's connection port (it answered {status}){hint}"
+
+
+def _hint(status: int, authority: str, has_token: bool) -> str:
+    """What to do about a refusal."""
+    if status == 401 and has_token:
+        return (
+            f"; the token was not taken: 'tinytun login --server {authority}' enters another one, and "
+            "--token, --token-file and TINYTUN_TOKEN win over it"
+        )
+    if status == 401:
+        return f"; no token was given: 'tinytun login --server {authority}' or TINYTUN_TOKEN gives one"
+    if status == 403 and has_token:
+        return "; ask the operator of the server to allow it for your token, or ask for something else"
+    if status == 403:
+        return "; ask the operator of the server to allow it, or ask for something else"
+    return ""
 
 
 def is_final(error: TunnelError, first: bool) -> bool:
@@ -105,7 +130,7 @@ def is_final(error: TunnelError, first: bool) -> bool:
     """
     if isinstance(error, TryLaterError):
         return False
-    if isinstance(error, (NameTakenError, HopelessError, TrustFileError)):
+    if isinstance(error, (NameTakenError, WrongDoorError, HopelessError, TrustFileError)):
         return first
     return not isinstance(error, (UnreachableError, SessionError))
 
@@ -137,30 +162,3 @@ def tidy_url(url: str) -> str:
     if (parts.scheme, port) in (("http", 80), ("https", 443)):
         return parts._replace(netloc=parts.netloc.removesuffix(f":{port}")).geturl()
     return url
-
-
-def _reason(sock: socket.socket | End, refusal: Refusal, rest: bytes, token: str | None) -> str:
-    """The first line of the refusal's body, or its reason phrase; blocks for `REASON_TIMEOUT`.
-
-    A server that repeats the ``token`` does not bring it into our log.
-    """
-    length = refusal.content_length
-    wanted = MAX_REASON if length is None else min(length, MAX_REASON)
-    body = bytearray(rest)
-    gevent.with_timeout(REASON_TIMEOUT, _read_up_to, sock, body, wanted, timeout_value=None)
-    line = bytes(body[:wanted]).strip().partition(b"\n")[0].strip()
-    if not line or line.startswith(b"<"):  # a front proxy's HTML page says no more than its phrase
-        return clean(hide(refusal.reason.encode(), token)) or "no reason given"
-    return clean(hide(line, token))
-
-
-def _read_up_to(sock: socket.socket | End, body: bytearray, wanted: int) -> None:
-    """Add to ``body`` until it has ``wanted`` bytes or the peer closes; blocks."""
-    try:
-        while len(body) < wanted:
-            chunk = sock.recv(wanted - len(body))
-            if not chunk:
-                return
-            body += chunk
-    except OSError:
-        pass
