@@ -745,36 +745,88 @@ def test_check_says_that_a_server_is_open(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def test_login_and_logout(tmp_path: Path) -> None:
+def enter(home: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A login whose token comes from standard input."""
+    return subprocess.run(
+        [sys.executable, TINYTUN, "login", *arguments],
+        input=text,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=60,
+        env=CLEAN_ENVIRONMENT | {"XDG_CONFIG_HOME": str(home), "HOME": str(home)},
+        check=False,
+    )
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[TunnelServer]:
+    """A server that takes the token tt_my-secret."""
+    from tinytun_gevent.server.authfile import digest
+
+    file = tmp_path / "accounts.toml"
+    file.write_text(f'[[tokens]]\nlabel = "a"\nsha256 = "{digest("tt_my-secret")}"\n')
+    with TunnelServer(**LOCAL, auth_file=str(file)) as server:  # type: ignore[arg-type]
+        yield server
+
+
+def test_login_and_logout(tmp_path: Path, guarded: TunnelServer, page: int) -> None:
     home = {"XDG_CONFIG_HOME": str(tmp_path), "HOME": str(tmp_path)}
-
-    def enter(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, TINYTUN, "login", *arguments],
-            input=text,
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            timeout=60,
-            env=CLEAN_ENVIRONMENT | home,
-            check=False,
-        )
-
-    done = enter("tt_my-secret\nmore\n", "--server", "tunnel.example")
+    kept, address = tmp_path / "tinytun" / "tokens.json", guarded.url.removeprefix("http://")
+    done = enter(tmp_path, "tt_wrong\n", "--server", guarded.url)
+    assert done.returncode == 3
+    assert "does not take this token" in done.stderr
+    assert "tt_wrong" not in done.stderr
+    for text in ("not a secret\n", "", "\udcff\n"):
+        done = enter(tmp_path, text, "--server", guarded.url)
+        assert done.returncode == 2
+        assert "that is no token" in done.stderr
+        assert "secret" not in done.stderr
+    assert not kept.exists()
+    done = enter(tmp_path, "tt_my-secret\nmore\n", "--server", guarded.url)
     assert (done.returncode, done.stdout) == (0, "")
     assert "secret" not in done.stderr
-    assert "'tinytun logout --server tunnel.example:5554' forgets it" in done.stderr
-    assert "tt_my-secret" in (tmp_path / "tinytun" / "tokens.json").read_text()
-    done = enter("not a secret\n", "--server", "tunnel.example")
-    assert done.returncode == 2
-    assert "secret" not in done.stderr
-    assert enter("", "--server", "tunnel.example").returncode == 2
-    assert "that is no token" in enter("\udcff\n", "--server", "tunnel.example").stderr
-    for code, text in ((0, "There is no token for"), (0, "There was no token for")):
-        done = run(TINYTUN, "logout", "--server", "https://Tunnel.Example:5554", **home)
-        assert (done.returncode, done.stdout) == (code, "")
+    assert f"'tinytun logout --server {address}' forgets it" in done.stderr
+    assert "tt_my-secret" in kept.read_text()
+    assert run(TINYTUN, "server", **home).stdout == guarded.url + "\n"
+    with Client("http", str(page), **home) as client:
+        assert client.url
+    for text in ("There is no token for", "There was no token for"):
+        done = run(TINYTUN, "logout", "--server", guarded.url, **home)
+        assert (done.returncode, done.stdout) == (0, "")
         assert text in done.stderr
+    assert run(TINYTUN, "server", **home).stdout == "https://tinytun.com:5554\n"
     assert run(TINYTUN, "logout", "--all", "--server", "x", **home).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said", "is_kept"),
+    [
+        (b"HTTP/1.1 405 No\r\n\r\n", 0, "does not say whether the token is valid", True),
+        (b"HTTP/1.1 200 OK\r\n\r\n", 3, "takes no tokens", False),
+        (b"HTTP/1.1 200 OK\r\n\r\n<html>", 3, "no tunnel server's connection port", False),
+        (b"HTTP/1.1 503 No\r\n\r\nLater", 3, "Later (503); nothing was kept", False),
+        (b"220 smtp\r\n\r\n", 5, "is no tunnel server", False),
+        (b"", 5, "without an answer; nothing was kept", False),
+    ],
+)
+def test_login_asks_the_server_first(
+    tmp_path: Path, answer: bytes, code: int, said: str, is_kept: bool
+) -> None:
+    with answering(answer) as url:
+        done = enter(tmp_path, "tt_my-secret\n", "--server", url)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "secret" not in done.stderr
+    assert (tmp_path / "tinytun" / "tokens.json").exists() is is_kept
+    assert (tmp_path / "tinytun" / "servers.json").exists() is is_kept
+
+
+def test_login_to_a_server_that_is_away_keeps_nothing(tmp_path: Path) -> None:
+    done = enter(tmp_path, "tt_my-secret\n", "--server", f"http://127.0.0.1:{free_ports(1)[0]}")
+    assert done.returncode == 5
+    assert "connection refused; nothing was kept" in done.stderr
+    assert not (tmp_path / "tinytun").exists()
 
 
 def test_a_typed_token_is_warned_of_and_stays_where_it_is(tmp_path: Path) -> None:

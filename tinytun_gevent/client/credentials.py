@@ -152,6 +152,9 @@ def one_at_a_time(path: str) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
+            # A patched os.close may wait for gevent's loop to turn: the lock must not.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UsageError
 from ..wire.handshake import MAX_TOKEN
+from .checking import check_with_server
+from .config import make_config
 from .credentials import Logins, check_token, config_directory
 from .servers import SERVER_VARIABLE, KeptServers, choose_server, parse_server
+
+log = logging.getLogger(__name__)
 
 
 def login(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> int:
     """Asks for a token, without showing it, or reads a line where there is no terminal; blocks.
 
-    Returns the exit code; raises UsageError.
+    The server is asked whether it takes that before it is kept. Returns the exit code; raises UsageError,
+    RefusedError and UnreachableError.
     """
     if arguments["--token"] is not None or arguments["--token-file"] is not None:
         raise UsageError(
@@ -26,10 +32,24 @@ def login(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> int:
     choice.tell()
     server = choice.address.authority
     token = check_token(_ask(server), "standard input")
+    config = make_config(
+        "80",  # no tunnel is opened
+        server=str(choice.address),
+        token=token,
+        ca=arguments["--ca"],
+        insecure=arguments["--insecure"],
+        proxy=arguments["--proxy"],
+        environ=environ,
+    )
+    problem = check_with_server(config)
     logins, kept = Logins(directory), KeptServers(directory)
     logins.put(server, token)
+    forget = f"'tinytun logout --server {server}'"
     kept.use(choice.address, arguments["--ca"])
-    _say(f"The token for {server} is in {logins.path} now; 'tinytun logout --server {server}' forgets it.")
+    if problem:
+        log.warning("%s; it is kept all the same", problem)
+    how = "" if problem else " and is valid"
+    _say(f"The token for {server} is in {logins.path} now{how}; {forget} forgets it.")
     _say(f"Later commands use {choice.address}.{_but(environ)}")
     return 0
 
