@@ -79,6 +79,37 @@ def test_what_is_no_token_is_not_shown(text: str, tmp_path: Path) -> None:
         assert "cret" not in str(wrong.value)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf%s\r\n",
+        b"%s\r\n",
+        b"%s",
+    ],
+)
+def test_a_token_file_of_any_editor_is_read(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "token"
+    file.touch(mode=0o600)
+    file.write_bytes(content % SECRET.encode())
+    assert choose_token(None, file, SERVER, {}) == SECRET
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_token_file_of_powershell_is_read(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "token"
+    file.touch(mode=0o600)
+    longest = "x" * MAX_TOKEN
+    file.write_bytes(f"\ufeff{longest}\r\n".encode(encoding))
+    assert choose_token(None, file, SERVER, {}) == longest
+
+
+@given(st.binary(max_size=50))
+@example(b"\xff\xfex")
+@example(b"\xfe\xff\xd8\x00")
+def test_whatever_is_in_a_token_file_is_text(data: bytes) -> None:
+    assert isinstance(credentials.decode_token(data), str)
+
+
 def test_a_token_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--token-file .*No such file"):
         choose_token(None, tmp_path / "none", SERVER, {})

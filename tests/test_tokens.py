@@ -57,6 +57,15 @@ def test_a_new_token_is_shown_once_and_its_hash_kept(path: Path, capsys: pytest.
     assert "2027-01-31" in listed
 
 
+def test_a_file_of_an_editor_of_windows_is_read_and_changed(path: Path) -> None:
+    path.write_bytes(b'\xef\xbb\xbf[[tokens]]\r\nlabel = "bob"\r\nsha256 = "%s"\r\n' % digest("x").encode())
+    path.chmod(0o600)
+    config = ServerConfig(auth_file=str(path))
+    assert [grant.account.label for grant in tokens.read(config)] == ["bob"]
+    command(path, "new", label="anna")
+    assert [grant.account.label for grant in tokens.read(config)] == ["bob", "anna"]
+
+
 def test_what_else_is_in_the_file_stays_and_so_do_mode_and_links(path: Path, tmp_path: Path) -> None:
     real = tmp_path / "real.toml"
     real.write_text("# ours\n")

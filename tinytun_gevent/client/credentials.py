@@ -5,6 +5,7 @@ A token opens tunnels in its holder's name. It is in no log, no error and no ``r
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import logging
@@ -189,7 +190,14 @@ def _read_token(path: str) -> str:
     try:
         with open(path, "rb") as stream:
             warn_if_open(stream.fileno(), path)
-            data = stream.read(2 * MAX_TOKEN)
+            data = stream.read(4 * MAX_TOKEN)  # UTF-16 takes two bytes for each
     except OSError as error:
         raise UsageError(f"--token-file {path!r}: {error.strerror or error}") from None
-    return check_token(data.decode("ascii", "replace"), f"--token-file {path!r}")
+    return check_token(decode_token(data), f"--token-file {path!r}")
+
+
+def decode_token(data: bytes) -> str:
+    """A token's text as editors and shells write it: ASCII, or UTF-8 or UTF-16 that say so in front (BOM)."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    return data.removeprefix(codecs.BOM_UTF8).decode("ascii", "replace")

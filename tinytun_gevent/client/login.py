@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import getpass
 import logging
 import sys
@@ -120,7 +121,7 @@ def _read_line() -> str:
     """One line of standard input, which need not be text."""
     if sys.stdin is None:
         return ""
-    return sys.stdin.buffer.readline(2 * MAX_TOKEN).decode("ascii", "replace")
+    return sys.stdin.buffer.readline(2 * MAX_TOKEN).removeprefix(codecs.BOM_UTF8).decode("ascii", "replace")
 
 
 def _say(text: str) -> None:

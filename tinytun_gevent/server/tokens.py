@@ -205,7 +205,7 @@ def _text(data: bytes) -> str:
     if len(data) > authfile.MAX_FILE:
         raise UsageError(f"longer than {authfile.MAX_FILE} bytes")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # editors of Windows put a mark (BOM) in front
     except UnicodeDecodeError:
         raise UsageError("it is not UTF-8") from None
 
