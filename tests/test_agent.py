@@ -208,16 +208,32 @@ def test_retry_after_is_honored_within_bounds() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"HTTP/1.1 200 OK\r\n\r\n", b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 404 Not Found\r\n\r\n"]
+    ("answer", "error", "code"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", RefusedError, 3),
+        (b"SSH-2.0-x\r\n\r\n", UnreachableError, 5),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", RefusedError, 3),
+    ],
 )
 def test_something_else_in_the_servers_place_ends_the_first_attempt(
-    server: FakeServer, answer: bytes
+    server: FakeServer, answer: bytes, error: type[TunnelError], code: int
 ) -> None:
     server.script = [lambda _: answer]
     with running(server) as (agent, _):
-        with pytest.raises(UnreachableError, match="server") as caught:
+        with pytest.raises(error, match="server") as caught:
             agent.wait()
-        assert caught.value.exit_code == 5
+        assert caught.value.exit_code == code
+
+
+def test_a_reason_that_differs_by_an_id_is_told_once() -> None:
+    events = Recorder()
+    agent = Agent(make_config("1", server="http://x", environ={}), events)
+    for text in ("Full (request 4bf92f3577b34da6)", "Full (request 00f067aa0ba902b7)", "Down"):
+        agent._enter(State.RECONNECTING, text)
+    assert [events.states.get_nowait()[1] for _ in range(events.states.qsize())] == [
+        "Full (request 4bf92f3577b34da6)",
+        "Down",
+    ]
 
 
 def test_what_the_server_says_is_made_printable(server: FakeServer) -> None:
