@@ -115,13 +115,12 @@ def make_config(
     parsed_target = parse_target(str(target), _check_verify(verify_target))
     chosen_host = _check_host_header(host_header, parsed_target)
     choice = choose_server(server, environ)
-    choice.tell()
     address = choice.address
     chosen_proxy = choose_proxy(address.host, address.port, proxy, environ)
     chosen_token = choose_token(token, token_file, address.authority, environ)
     if chosen_token is not None and not insecure:
         _check_hidden(address, chosen_proxy)
-    return ClientConfig(
+    config = ClientConfig(
         kind=kind,
         target=parsed_target,
         server=address,
@@ -143,6 +142,8 @@ def make_config(
         state_dir=state_directory(environ),
         token=chosen_token,
     )
+    choice.tell()  # nothing else is wrong, which would be the one line to read
+    return config
 
 
 def config_from_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> ClientConfig:
