@@ -238,6 +238,7 @@ what "doctor" found, 5 "status" or "reload" reached no server.
 _OWN_SERVER = "the demo has a server of its own"
 _ASKS = "it asks for the token, or reads it from standard input"
 _NO_TUNNEL = ("--connect-timeout", "--verify-target")
+_NO_CONNECTION = (*_NO_TUNNEL, "--token", "--token-file", "--insecure", "--proxy")
 
 WITHOUT: dict[str, dict[str, dict[str, str]]] = {
     "tinytun": {
@@ -250,8 +251,8 @@ WITHOUT: dict[str, dict[str, dict[str, str]]] = {
             **dict.fromkeys(("--token", "--token-file"), _ASKS),
             **dict.fromkeys(_NO_TUNNEL, ""),
         },
-        "logout": dict.fromkeys(("--token", "--token-file", "--ca", "--insecure", "--proxy"), "")
-        | dict.fromkeys(_NO_TUNNEL, ""),
+        "logout": dict.fromkeys((*_NO_CONNECTION, "--ca"), ""),
+        "server": dict.fromkeys(_NO_CONNECTION, ""),
     },
     "tinytun-server": {
         name: {"--check": "", "--strict": ""}
