@@ -435,6 +435,7 @@ def test_haproxy_in_front(
         ("127.0.0.1:5564", f"127.0.0.1:{server.connection_port}"),
         ("127.0.0.1:5556", f"127.0.0.1:{server.tcp_proxy_port}"),
         ("maxconn 50000", "maxconn 100"),  # as many files as a test machine allows
+        ("timeout http-request 10s", "timeout http-request 60s"),  # a busy one takes long to begin
     )
     file = tmp_path / "haproxy.cfg"
     file.write_text(config)
