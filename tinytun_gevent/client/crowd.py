@@ -11,6 +11,7 @@ from .config import ClientConfig
 from .events import Counters, Listener
 from .local import LocalDialer
 from .loopback import LoopbackCheck
+from .observe import Observer
 from .visitor import LocalHealth, Visitor
 
 FAREWELL = 1.0
@@ -53,13 +54,17 @@ class Crowd:
     def admit(self, stream: Stream) -> None:
         """A visitor has come. Called by a session's reader: must not block."""
         watched = self._events.wants_exchanges and self._kind is Kind.HTTP
-        visitor = Visitor(stream, self._events.exchange if watched else None, self._events.bad_answer)
+        visitor = Visitor(stream, self._observer() if watched else None, self._events.bad_answer)
         self._total += 1
         self.idle.clear()
         self._visitors.add(stream)
         if self._workers is None:  # an idle crew is false, too
             self._workers = Workers()
         self._workers.spawn(self._serve, visitor)
+
+    def _observer(self) -> Observer:
+        events = self._events
+        return Observer(events.exchange, on_asked=events.asked, on_over=events.over)
 
     def disperse(self) -> None:
         """Cut off whoever is still served; blocks for at most `FAREWELL` seconds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .observe import Exchange
+from .observe import Asked, Exchange
 
 
 class State(StrEnum):
@@ -38,6 +38,12 @@ class Listener:
 
     def local_up(self) -> None:
         """The local service answers again."""
+
+    def asked(self, asked: Asked) -> None:
+        """An HTTP request has begun; only if exchanges are wanted."""
+
+    def over(self, asked: Asked) -> None:
+        """That request waits no longer: it is answered, or its visitor has left."""
 
     def exchange(self, exchange: Exchange) -> None:
         """An HTTP request was answered."""

@@ -39,34 +39,59 @@ class Exchange:
     problem: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """One request whose answer has not begun; ``began`` is on its clock. Texts as in `Exchange`."""
+
+    method: str
+    path: str
+    began: float
+
+
+def _nothing(_: Asked) -> None:
+    pass
+
+
 class Observer:
     """Watches one stream, which may carry many exchanges one after the other."""
 
-    __slots__ = ("_began", "_clock", "_method", "_path", "_report", "awaiting")
+    __slots__ = ("_asked", "_clock", "_last", "_on_asked", "_on_over", "_report")
 
     def __init__(
-        self, report: Callable[[Exchange], None], clock: Callable[[], float] = time.monotonic
+        self,
+        report: Callable[[Exchange], None],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        on_asked: Callable[[Asked], None] = _nothing,
+        on_over: Callable[[Asked], None] = _nothing,
     ) -> None:
+        """``on_asked`` gets each request as it begins, ``on_over`` the same one when it waits no longer."""
         self._report = report
         self._clock = clock
-        self._method = self._path = b""
-        self._began = 0.0
-        #: Whether a request has passed whose final answer has not begun.
-        self.awaiting = False
+        self._on_asked = on_asked
+        self._on_over = on_over
+        #: The request that waits for its answer, and the last one there was.
+        self._asked: Asked | None = None
+        self._last: Asked | None = None
+
+    @property
+    def awaiting(self) -> bool:
+        """Whether a request has passed whose final answer has not begun."""
+        return self._asked is not None
 
     def to_service(self, view: memoryview | bytes) -> None:
         """Bytes of the visitor pass to the service."""
-        if self.awaiting:
+        if self._asked is not None:
             return
         match = _REQUEST.match(view)
         if match is not None:
-            self._method, self._path = bytes(match[1]), bytes(match[2])
-            self._began = self._clock()
-            self.awaiting = True
+            asked = Asked(clean(bytes(match[1]), 20), clean(bytes(match[2])), self._clock())
+            self._asked = self._last = asked
+            self._on_asked(asked)
 
     def to_visitor(self, view: memoryview) -> int:
         """The gate of a relay: bytes of the service pass to the visitor, all of them."""
-        if self.awaiting:
+        if self._asked is not None:
             self._look_for_answer(view)
         return len(view)
 
@@ -83,17 +108,24 @@ class Observer:
 
     def answered(self, status: int) -> None:
         """The request that is awaiting its answer gets ``status``."""
-        if self.awaiting:
-            self.awaiting = False
-            elapsed = self._clock() - self._began
-            self._report(Exchange(clean(self._method, 20), clean(self._path), status, elapsed))
+        if self._asked is not None:
+            self.left()
+            self._tell(status)
 
     def failed(self, status: int, problem: str) -> None:
         """The visitor was told ``status`` because of the service's answer to the last request."""
-        if self._method:
-            self.awaiting = False
-            elapsed = self._clock() - self._began
-            self._report(Exchange(clean(self._method, 20), clean(self._path), status, elapsed, problem))
+        self.left()
+        self._tell(status, problem)
+
+    def left(self) -> None:
+        """Nobody waits any longer for the answer to the last request: it is there, or the visitor is gone."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            self._on_over(asked)
+
+    def _tell(self, status: int, problem: str = "") -> None:
+        if (last := self._last) is not None:
+            self._report(Exchange(last.method, last.path, status, self._clock() - last.began, problem))
 
 
 class WatchedSink(ServiceSink):

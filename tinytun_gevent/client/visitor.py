@@ -15,7 +15,7 @@ from ..stream import CANCEL, NO_ERROR, Stream
 from ..wire.handshake import Kind
 from .faults import fault_of
 from .local import LocalDialer, error_page
-from .observe import Exchange, Observer, WatchedSink
+from .observe import Observer, WatchedSink
 
 log = logging.getLogger(__name__)
 
@@ -64,22 +64,29 @@ class Visitor:
     def __init__(
         self,
         stream: Stream,
-        report: Callable[[Exchange], None] | None = None,
+        observer: Observer | None = None,
         bad_answer: Callable[[str], None] | None = None,
     ) -> None:
-        """``report`` gets every exchange that is seen on the stream; None watches nothing.
+        """``observer`` sees every exchange on the stream; None watches nothing.
 
         ``bad_answer`` gets what was wrong with an answer of the service.
         """
         self.stream = stream
         self._bad_answer = bad_answer
-        self._observer = None if report is None else Observer(report)
-        self._sink = ServiceSink(stream) if self._observer is None else WatchedSink(stream, self._observer)
+        self._observer = observer
+        self._sink = ServiceSink(stream) if observer is None else WatchedSink(stream, observer)
         stream.receiver = self._sink
         stream.accept()
 
     def serve(self, dialer: LocalDialer, health: LocalHealth, kind: Kind) -> None:
         """Carry the visitor until both directions are over; blocks. Raises nothing of the network."""
+        try:
+            self._serve(dialer, health, kind)
+        finally:
+            if self._observer is not None:
+                self._observer.left()
+
+    def _serve(self, dialer: LocalDialer, health: LocalHealth, kind: Kind) -> None:
         try:
             sock = dialer.dial()
         except LocalServiceError as error:
