@@ -15,6 +15,7 @@ assert VERSION is not None
 
 TEST = [
     "aiohttp>=3.14",
+    "pyte>=0.8",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tinytun_gevent.client import ui as ui_module
 from tinytun_gevent.client.agent import Agent
+from tinytun_gevent.client.block import RECENT
 from tinytun_gevent.client.config import make_config
 from tinytun_gevent.client.events import State
 from tinytun_gevent.client.observe import Exchange
@@ -36,7 +36,9 @@ def terminal(width: int = 100, kind: str = "http") -> tuple[TerminalUi, io.Strin
 
 
 def drawn(ui: TerminalUi, screen: io.StringIO) -> str:
-    ui._console.print(ui.render())  # type: ignore[union-attr]
+    ui.block.agent = ui.agent
+    for line in ui.block.lines(40):
+        ui._console.print(line, no_wrap=True, overflow="ellipsis")  # type: ignore[union-attr]
     text = screen.getvalue()
     screen.truncate(0)
     screen.seek(0)
@@ -66,7 +68,7 @@ def test_the_block_while_connected() -> None:
     text = drawn(ui, screen)
     assert "http://app.example  →  localhost:3000" in text
     assert "connected for 0 s\n" in text
-    assert "0 connections now, 2 requests  ·  12 kB in, 3.4 MB out" in text
+    assert "2 requests answered, 0 under way  ·  12 kB in, 3.4 MB out" in text
     assert "GET     200   12 ms  /a" in text
     assert "DELETE  503   2.5 s  /b" in text
 
@@ -91,7 +93,7 @@ def test_the_block_shows_the_last_requests_only_and_never_wraps() -> None:
     for number in range(50):
         ui.exchange(Exchange("GET", f"/{number}/" + "x" * 300, 200, 0.001))
     text = drawn(ui, screen)
-    assert text.count("GET") == ui_module.RECENT
+    assert text.count("GET") == RECENT
     assert "/49/" in text
     assert "/41/" not in text
     assert max(map(len, text.splitlines())) <= 40
@@ -115,14 +117,15 @@ def test_the_block_does_not_read_markup() -> None:
 def test_the_url_is_not_printed_into_the_block(capsys: pytest.CaptureFixture[str]) -> None:
     ui, screen = terminal()
     ui.refresh()
-    assert ui._live is not None
+    assert ui._drawing is not None
+    assert ui._drawing.shown
     ui.url("http://app.example")
-    assert ui._live is None
+    assert not ui._drawing.shown
     assert capsys.readouterr().out == "http://app.example\n"
     ui.close()
     ui.refresh()
-    assert ui._live is None
-    assert screen.getvalue().endswith("\x1b[2K")  # erased, nothing drawn after it
+    assert not ui._drawing.shown
+    assert screen.getvalue().endswith("\x1b[J\x1b[?25h")  # erased, nothing drawn after it
 
 
 def test_warnings_appear_above_the_block(caplog: pytest.LogCaptureFixture) -> None:
@@ -131,8 +134,30 @@ def test_warnings_appear_above_the_block(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.WARNING, "tinytun_gevent"):
         ui.warning("mind this")
     assert "mind this" in caplog.text
-    assert ui._live is None
+    assert ui._drawing is not None
+    assert not ui._drawing.shown
     ui.close()
+
+
+def test_why_there_was_no_tunnel_stays_readable(caplog: pytest.LogCaptureFixture) -> None:
+    ui, _ = terminal()
+    ui.state(State.RECONNECTING, "the peer fell silent")
+    ui.state(State.CLOSED, "")
+    with caplog.at_level(logging.WARNING, "tinytun_gevent"):
+        ui.close()
+        ui.close()
+    assert [record.getMessage() for record in caplog.records] == ["it was reconnecting: the peer fell silent"]
+
+
+def test_a_trouble_that_is_over_is_not_told_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    ui, _ = terminal()
+    ui.state(State.RECONNECTING, "the peer fell silent")
+    ui.state(State.CONNECTED, "")
+    ui.local_down("localhost:3000: connection refused")
+    ui.local_up()
+    with caplog.at_level(logging.WARNING, "tinytun_gevent"):
+        ui.close()
+    assert not caplog.records
 
 
 # -- plain lines ----------------------------------------------------------------

@@ -9,29 +9,24 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
-from collections import deque
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gevent
 from gevent.event import Event
 
 from ..rare import Rare, sum_up
-from ..wire.handshake import Kind
 from .agent import Agent
+from .block import Block, Drawing
 from .events import Listener, State
-from .observe import Exchange
-from .text import amount, clean, clock_time, duration
+from .observe import Asked, Exchange
+from .text import clean, duration
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
 
 log = logging.getLogger("tinytun_gevent.client")
 rare = Rare(log)
-
-#: The last requests that the status block shows.
-RECENT = 8
 
 #: Seconds between two updates of the block while things happen, and while nothing does.
 BUSY_REFRESH = 0.2
@@ -122,9 +117,7 @@ class LogUi(Ui):
         log.warning("bad answer of the local service: %s", problem)
 
     def exchange(self, exchange: Exchange) -> None:
-        log.debug(
-            "%s %s %d %s", exchange.method, exchange.path, exchange.status, duration(exchange.seconds)
-        )
+        log.debug("%s %s %d %s", exchange.method, exchange.path, exchange.status, duration(exchange.seconds))
 
 
 class TerminalUi(Ui):
@@ -134,44 +127,54 @@ class TerminalUi(Ui):
 
     def __init__(self, target: str, console: Console | None = None) -> None:
         super().__init__(target)
-        self.recent: deque[Exchange] = deque(maxlen=RECENT)
-        #: How many requests were answered.
-        self.requests = 0
-        self.problem: str | None = None
+        self.block = Block(self.target)
         self._console = console
-        self._live: Any = None
+        self._drawing: Drawing | None = None
         self._changed = Event()
         self._drawer: gevent.Greenlet[[], None] | None = None
         self._closed = False
+        #: Why there is no tunnel, as far as is known; blank while there is one.
+        self._trouble = ""
 
     def watch(self, agent: Agent) -> None:
         super().watch(agent)
         self._drawer = gevent.spawn(self._draw)
 
     def url(self, url: str) -> None:
-        self._stop_live()  # both may be the same terminal: the line must not land in the block
+        self._erase()  # both may be the same terminal: the line must not land in the block
         super().url(url)
         self._changed.set()
 
     def state(self, state: State, reason: str) -> None:
+        if state is State.CONNECTED:
+            self._trouble = ""
+        elif reason:
+            self._trouble = f"{state}: {reason}"
         self._changed.set()
 
     def warning(self, text: str) -> None:
-        self._stop_live()
+        self._erase()
         log.warning("%s", text)
         self._changed.set()
 
     def local_down(self, problem: str) -> None:
-        self.problem = problem
+        self.block.problem = problem
         self._changed.set()
 
     def local_up(self) -> None:
-        self.problem = None
+        self.block.problem = None
+        self._changed.set()
+
+    def asked(self, asked: Asked) -> None:
+        self.block.waiting[asked] = None
+        self._changed.set()
+
+    def over(self, asked: Asked) -> None:
+        self.block.waiting.pop(asked, None)
         self._changed.set()
 
     def exchange(self, exchange: Exchange) -> None:
-        self.recent.append(exchange)
-        self.requests += 1
+        self.block.answered(exchange)
         self._changed.set()
 
     def close(self) -> None:
@@ -180,7 +183,15 @@ class TerminalUi(Ui):
         self._closed = True
         if self._drawer is not None:
             self._drawer.kill(block=False)
-        self._stop_live()
+        self._erase()
+        self._say_what_was_wrong()
+
+    def _say_what_was_wrong(self) -> None:
+        """What the block said last is gone with it; an error that ended the agent is told by the command."""
+        if self._trouble and (self.agent is None or self.agent.error is None):
+            log.warning("it was %s", self._trouble)
+        if self.block.problem is not None:
+            log.warning("the local service did not answer: %s", self.block.problem)
 
     # -- drawing ------------------------------------------------------------
 
@@ -197,87 +208,16 @@ class TerminalUi(Ui):
             self._changed.wait(QUIET_REFRESH)
 
     def refresh(self) -> None:
-        """Bring the block up to date, starting it if need be."""
+        """Bring the block up to date, showing it if need be."""
         if self._closed or self.agent is None:
             return
-        if self._live is None:
+        if self._drawing is None:
             from rich.console import Console
-            from rich.live import Live
 
-            self._console = self._console or Console(stderr=True)
-            self._live = Live(
-                console=self._console,
-                auto_refresh=False,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._live.start()
-        self._live.update(self.render(), refresh=True)
+            self._drawing = Drawing(self._console or Console(stderr=True))
+        self.block.agent = self.agent
+        self._drawing.draw(self.block.lines(self._drawing.console.size.height))
 
-    def _stop_live(self) -> None:
-        live, self._live = self._live, None
-        if live is not None:
-            try:
-                live.stop()
-            except OSError:
-                pass
-
-    def render(self) -> RenderableType:
-        """The block as rich draws it."""
-        from rich.console import Group
-        from rich.text import Text
-
-        assert self.agent is not None
-        lines: list[Text] = [Text()]
-        lines += [self._headline(), self._state_line(), self._counter_line()]
-        if self.problem is not None:
-            lines.append(Text(f"  The local service does not answer: {self.problem}", style="red"))
-        if self.recent:
-            lines += [Text(), *map(_exchange_line, self.recent)]
-        lines.append(Text())
-        for line in lines:
-            line.no_wrap, line.overflow = True, "ellipsis"
-        return Group(*lines)
-
-    def _headline(self) -> Any:
-        from rich.text import Text
-
-        assert self.agent is not None
-        if self.agent.url is None:
-            return Text.assemble("  ", (self.agent.config.server.authority, "bold"), "  →  ", self.target)
-        return Text.assemble("  ", (clean(self.agent.url, 2048), "bold cyan"), "  →  ", self.target)
-
-    def _state_line(self) -> Any:
-        from rich.text import Text
-
-        assert self.agent is not None
-        state, since = self.agent.state, clock_time(time.monotonic() - self.agent.since)
-        style = {State.CONNECTED: "green", State.CLOSED: "red"}.get(state, "yellow")
-        reason = f": {self.agent.reason}" if self.agent.reason else ""
-        return Text.assemble("  ", (f"{state} for {since}{reason}", style))
-
-    def _counter_line(self) -> Any:
-        from rich.text import Text
-
-        assert self.agent is not None
-        counters = self.agent.counters
-        visitors = f"{counters.visitors} connection{'' if counters.visitors == 1 else 's'} now"
-        # A connection of an HTTP tunnel carries many visitors' requests, one after the other.
-        http = self.agent.config.kind is Kind.HTTP
-        answered = "1 request" if self.requests == 1 else f"{self.requests} requests"
-        total = answered if http else f"{counters.total} in all"
-        passed = f"{amount(counters.bytes_in)} in, {amount(counters.bytes_out)} out"
-        return Text(f"  {visitors}, {total}  ·  {passed}", style="dim")
-
-
-def _exchange_line(exchange: Exchange) -> Any:
-    from rich.text import Text
-
-    style = "green" if exchange.status < 400 else "yellow" if exchange.status < 500 else "red"
-    return Text.assemble(
-        f"  {exchange.method:7} ",
-        (str(exchange.status), style),
-        f" {duration(exchange.seconds):>7}  {exchange.path}",
-        (f"  {exchange.problem}" if exchange.problem else "", "red"),
-    )
+    def _erase(self) -> None:
+        if self._drawing is not None:
+            self._drawing.erase()
