@@ -306,6 +306,8 @@ def test_wrong_usage_of_the_server(arguments: str, says: str, capsys: pytest.Cap
             "http 3000 --server x --ca f --insecure --proxy p --connect-timeout 5",
             {"--server": "x", "--insecure": True},
         ),
+        ("http 3000 --wait", {"--wait": True}),
+        ("http 3000", {"--wait": False}),
         (
             "http 3000 -q --log-level debug --debug",
             {"--quiet": True, "--log-level": "debug", "--debug": True},

@@ -58,6 +58,29 @@ def test_the_block_before_the_first_connection() -> None:
     assert "connecting for 5 s: cannot connect to tunnel.example:5554: connection refused" in text
 
 
+def test_the_block_counts_down_while_the_server_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    ui, screen = terminal()
+    assert "another" not in drawn(ui, screen)
+    assert ui.agent is not None
+    monkeypatch.setattr(ui.agent._patience, "left", lambda: 23.4)
+    ui.agent.reason = "connection refused"
+    assert "connecting for 0 s, tries for another 24 s: connection refused" in drawn(ui, screen)
+    ui.agent.state = State.CONNECTED
+    assert "another" not in drawn(ui, screen)
+
+
+def test_a_log_says_once_for_how_long_it_is_tried(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ui = LogUi("localhost:3000")
+    ui.agent = agent()
+    monkeypatch.setattr(ui.agent._patience, "left", lambda: 29.9)
+    with caplog.at_level("INFO", logger="tinytun_gevent.client"):
+        ui.state(State.CONNECTING, "refused")
+        ui.state(State.CONNECTING, "no route")
+    assert caplog.messages == ["connecting: refused; tries for another 30 s", "connecting: no route"]
+
+
 def test_the_block_while_connected() -> None:
     ui, screen = terminal()
     assert ui.agent is not None

@@ -72,7 +72,9 @@ Options:
   --token TOKEN              Token for the server; --token-file, TINYTUN_TOKEN and login hide it better
   --token-file FILE          File whose only line is the token
   --proxy URL                HTTP proxy to reach the server through: http://[USER:PASSWORD@]HOST[:PORT]
-  --connect-timeout SECONDS  Give up after so long without a connection; never if absent
+  --connect-timeout SECONDS  Give up after so long without a connection; if absent only at the first start,
+                             when the server cannot be reached for 30 seconds
+  --wait                     Wait for a server that cannot be reached from the start, too: for services
   --verify-target WHEN       Check the certificate of an https target: always, never, or auto: not
                              if it is on this computer [default: auto]
   --target TARGET            Local service for the demo, instead of its own page
@@ -237,13 +239,14 @@ what "doctor" found, 5 "status" or "reload" reached no server.
 
 _OWN_SERVER = "the demo has a server of its own"
 _ASKS = "it asks for the token, or reads it from standard input"
-_NO_TUNNEL = ("--connect-timeout", "--verify-target")
+_ATTEMPTS = ("--connect-timeout", "--wait")
+_NO_TUNNEL = (*_ATTEMPTS, "--verify-target")
 _NO_CONNECTION = (*_NO_TUNNEL, "--token", "--token-file", "--insecure", "--proxy")
 
 WITHOUT: dict[str, dict[str, dict[str, str]]] = {
     "tinytun": {
         "demo": {
-            **dict.fromkeys(("--server", "--ca", "--insecure", "--proxy", "--connect-timeout"), _OWN_SERVER),
+            **dict.fromkeys(("--server", "--ca", "--insecure", "--proxy", *_ATTEMPTS), _OWN_SERVER),
             **dict.fromkeys(("--token", "--token-file"), _OWN_SERVER),
             "--verify-target": "",
         },

@@ -32,6 +32,7 @@ from .events import Counters, Listener, State
 from .joining import Team
 from .link import open_session
 from .opening import is_final
+from .patience import Patience
 from .reasons import without_ids
 from .sessions import Sessions
 from .state import Claim
@@ -72,6 +73,7 @@ class Agent:
         self.config = config
         self._events = events or Listener()
         self._backoff = Backoff()
+        self._patience = Patience(config)
         self._crowd = Crowd(config, self._events)
         self.local = self._crowd.local
         name = config.subdomain or config.port
@@ -155,6 +157,11 @@ class Agent:
         self._ended.set()
 
     @property
+    def tries_for(self) -> float | None:
+        """Seconds for which the server is tried yet; None while connected, or for ever."""
+        return self._patience.left() if self.state in (State.CONNECTING, State.RECONNECTING) else None
+
+    @property
     def counters(self) -> Counters:
         """What has passed until now."""
         return self._crowd.counters
@@ -174,8 +181,9 @@ class Agent:
         """Connect, serve, reconnect, until an error is final; raises it."""
         lost_at = time.monotonic()
         while True:
+            self._patience.begin()
             try:
-                session = self._connect(lost_at)
+                session = self._connect()
             except TunnelError as error:
                 self._note_failure(error, lost_at)
                 delay = max(self._delay_after(error), self._pause_after(error, lost_at))
@@ -183,18 +191,20 @@ class Agent:
                 began = time.monotonic()
                 stops = self._serve(session)
                 lost_at = time.monotonic()
+                self._patience.lost()
                 if session.keep_alive.first_answer.is_set():
                     self._backoff.served(lost_at - began)
                 delay = self._backoff.hand_over() if stops else self._backoff.next()
-            left = self._time_left(lost_at)
+            left = self._patience.left()
             gevent.sleep(delay if left is None else min(delay, left))
-            self._check_time_left(lost_at)
+            self._patience.check(self.reason)
 
-    def _connect(self, lost_at: float) -> Session:
+    def _connect(self) -> Session:
         """One attempt; returns a session that has begun. Raises TunnelError; blocks."""
-        with gevent.Timeout(self._time_left(lost_at), UnreachableError(self.reason or "no answer")):
+        with gevent.Timeout(self._patience.left(), UnreachableError(self.reason or "no answer")):
             request = self._request()
             session, self._granted, url = open_session(self.config, request, self._on_stream)
+        self._patience.connected()
         self._claim.keep(self._granted.resume)
         for text in warnings(request, self._granted):
             self._warn_once(text)
@@ -236,9 +246,10 @@ class Agent:
             if now - self._taken_since >= RANDOM_NAME_PATIENCE:
                 self._granted = None  # asks for any name, unless the user wants this one
                 self._claim.drop()
+        self._patience.failed(error)
         state = State.CONNECTING if self.url is None else State.RECONNECTING
         self._enter(state, clean(str(error), 300))
-        self._check_time_left(lost_at)
+        self._patience.check(self.reason)
 
     def _may_pass(self, error: TunnelError, lost_at: float) -> bool:
         """Whether ``error`` refuses a token that was good until ``lost_at``, which may be a mistake."""
@@ -264,17 +275,6 @@ class Agent:
         if isinstance(error, TryLaterError) and error.retry_after is not None:
             delay = max(delay, min(error.retry_after, MAX_RETRY_AFTER))
         return delay
-
-    def _time_left(self, lost_at: float) -> float | None:
-        """Seconds until ``--connect-timeout`` gives up; None for never."""
-        limit = self.config.connect_timeout
-        return None if limit is None else max(0.0, lost_at + limit - time.monotonic())
-
-    def _check_time_left(self, lost_at: float) -> None:
-        """Raises UnreachableError once ``--connect-timeout`` has passed."""
-        if self._time_left(lost_at) == 0:
-            server, limit = self.config.server.authority, self.config.connect_timeout
-            raise UnreachableError(f"no tunnel through {server} within {limit:g} s: {self.reason}")
 
     def _request(self) -> OpenRequest:
         """The same name or port as last time, a random one too."""

@@ -6,6 +6,7 @@ along with that line, however it wraps the others, and "erase from here on" remo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 #: The last requests that the status block shows.
 RECENT = 8
+
+
+def tries_for(agent: Agent) -> str:
+    """How long a server that does not answer is still tried; blank if for ever."""
+    left = agent.tries_for
+    return "" if left is None else f"tries for another {math.ceil(left)} s"
+
 
 _HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 _WRAP_OFF, _WRAP_ON = "\x1b[?7l", "\x1b[?7h"
@@ -122,8 +130,10 @@ class Block:
         assert self.agent is not None
         state, since = self.agent.state, clock_time(time.monotonic() - self.agent.since)
         style = {State.CONNECTED: "green", State.CLOSED: "red"}.get(state, "yellow")
+        left = tries_for(self.agent)
+        left = f", {left}" if left else ""  # before the reason, which may be cut off
         reason = f": {self.agent.reason}" if self.agent.reason else ""
-        return Text.assemble("  ", (f"{state} for {since}{reason}", style))
+        return Text.assemble("  ", (f"{state} for {since}{left}{reason}", style))
 
     def _counter_line(self) -> Text:
         from rich.text import Text

@@ -50,7 +50,8 @@ class ClientConfig:
 
     ``subdomain`` and ``port`` are None for "any"; ``host_header`` is None for the visitor's
     own Host; ``ca`` is a PEM file that replaces the system's trust store;
-    ``connect_timeout`` is in seconds, None for never giving up; ``sessions`` is how many TCP
+    ``connect_timeout`` is in seconds, None for giving up at the first start only, and with ``wait`` never;
+    ``sessions`` is how many TCP
     connections to the server the tunnel may have; ``state_dir`` is where what proves that a name is ours is
     kept, None for in memory only.
     """
@@ -69,6 +70,7 @@ class ClientConfig:
     insecure: bool = False
     proxy: Proxy | None = None
     connect_timeout: float | None = None
+    wait: bool = False
     state_dir: str | None = None
     #: What says who opens the tunnel; None for nobody in particular.
     token: str | None = field(default=None, repr=False)
@@ -92,6 +94,7 @@ def make_config(
     token_file: str | os.PathLike[str] | None = None,
     proxy: str | None = None,
     connect_timeout: float | str | None = None,
+    wait: bool = False,
     verify_target: str = "auto",
     environ: Mapping[str, str] = os.environ,
 ) -> ClientConfig:
@@ -139,6 +142,7 @@ def make_config(
         insecure=insecure,
         proxy=chosen_proxy,
         connect_timeout=_check_seconds(connect_timeout),
+        wait=wait,
         state_dir=state_directory(environ),
         token=chosen_token,
     )
@@ -165,6 +169,7 @@ def config_from_arguments(arguments: Mapping[str, Any], environ: Mapping[str, st
         token_file=arguments["--token-file"],
         proxy=arguments["--proxy"],
         connect_timeout=arguments["--connect-timeout"],
+        wait=arguments["--wait"],
         verify_target=arguments["--verify-target"],
         environ=environ,
     )

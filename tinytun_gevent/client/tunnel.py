@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from types import TracebackType
 
 from ..background import run_in_hub
@@ -99,7 +100,7 @@ class Tunnel:
         run_in_hub(self._open)
 
     def _open(self) -> None:
-        agent = self._agent = Agent(self.config, self._events)
+        agent = self._agent = Agent(replace(self.config, wait=True), self._events)
         agent.start()
         try:
             agent.wait_connected(self._timeout)

@@ -17,7 +17,7 @@ from gevent.event import Event
 
 from ..rare import Rare, sum_up
 from .agent import Agent
-from .block import Block, Drawing
+from .block import Block, Drawing, tries_for
 from .events import Listener, State
 from .observe import Asked, Exchange
 from .text import clean, duration
@@ -88,6 +88,7 @@ class LogUi(Ui):
     def __init__(self, target: str) -> None:
         super().__init__(target)
         self.wants_exchanges = log.isEnabledFor(logging.DEBUG)
+        self._told_how_long = False
 
     def url(self, url: str) -> None:
         log.info("%s leads to %s", clean(url, 2048), self.target)
@@ -97,9 +98,17 @@ class LogUi(Ui):
         if state is State.CONNECTED:
             log.info("connected")
         elif state in (State.CONNECTING, State.RECONNECTING):
-            log.warning("%s: %s", state, reason)
+            log.warning("%s: %s%s", state, reason, self._how_long())
         elif state is State.CLOSING:
             log.info("stopping")
+
+    def _how_long(self) -> str:
+        """For how long the server is tried, on the first line that can say it: a log is no countdown."""
+        text = "" if self._told_how_long or self.agent is None else tries_for(self.agent)
+        if not text:
+            return ""
+        self._told_how_long = True
+        return f"; {text}"
 
     def warning(self, text: str) -> None:
         log.warning("%s", text)
