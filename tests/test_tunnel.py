@@ -17,11 +17,10 @@ from typing import Any
 import gevent.monkey
 import pytest
 
-from tinytun_gevent import Tunnel, TunnelError, TunnelServer
+from tinytun_gevent import NameTakenError, Tunnel, TunnelError, TunnelServer, UnreachableError, UsageError
 from tinytun_gevent.background import run_in_hub
 from tinytun_gevent.client.config import make_config
 from tinytun_gevent.client.events import Listener, State
-from tinytun_gevent.errors import NameTakenError, UnreachableError, UsageError
 
 DEADLINE = 60.0
 

@@ -21,20 +21,44 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from .client.config import ClientConfig
     from .client.tunnel import Tunnel
-    from .errors import TunnelError
+    from .errors import (
+        NameTakenError,
+        RefusedError,
+        TryLaterError,
+        TunnelError,
+        UnreachableError,
+        UsageError,
+    )
     from .server.app import TunnelServer
     from .server.config import ServerConfig
 
 __version__ = "0.1.0"
 
-__all__ = ["ClientConfig", "ServerConfig", "Tunnel", "TunnelError", "TunnelServer", "__version__"]
+__all__ = [
+    "ClientConfig",
+    "NameTakenError",
+    "RefusedError",
+    "ServerConfig",
+    "TryLaterError",
+    "Tunnel",
+    "TunnelError",
+    "TunnelServer",
+    "UnreachableError",
+    "UsageError",
+    "__version__",
+]
 
 _HOMES: Final = {
     "ClientConfig": ".client.config",
+    "NameTakenError": ".errors",
+    "RefusedError": ".errors",
     "ServerConfig": ".server.config",
+    "TryLaterError": ".errors",
     "Tunnel": ".client.tunnel",
     "TunnelError": ".errors",
     "TunnelServer": ".server.app",
+    "UnreachableError": ".errors",
+    "UsageError": ".errors",
 }
 """Which module defines each public name."""
 
