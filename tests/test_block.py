@@ -42,7 +42,7 @@ class Screen:
         return [line.rstrip() for line in self.screen.display]
 
     def resize(self, columns: int, rows: int) -> None:
-        """As a terminal does: rows that are too many go from the bottom up to the cursor, then from the top."""
+        """As a terminal does: rows too many go from below the cursor, then from the top."""
         over = self.screen.cursor.y - (rows - 1)
         if over > 0:
             self.screen.cursor.y -= over

@@ -24,10 +24,9 @@ from tinytun_gevent.client.events import Listener  # noqa: E402
 
 def main(server: str, port: str, prefix: str, count: str) -> None:
     """Blocks until the process is ended."""
-    agents = [
-        Agent(make_config(port, server=server, subdomain=f"{prefix}-{number}", environ={}), Listener())
-        for number in range(int(count))
-    ]
+    names = [f"{prefix}-{number}" for number in range(int(count))]
+    configs = [make_config(port, server=server, subdomain=name, wait=True, environ={}) for name in names]
+    agents = [Agent(config, Listener()) for config in configs]
     for agent in agents:
         agent.start()
     gevent.event.Event().wait()

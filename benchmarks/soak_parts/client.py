@@ -34,7 +34,7 @@ class Printing(Listener):
 def main(server: str, target: str, kind: str, name: str) -> None:
     """Serves until the process is ended."""
     options = {"subdomain": name} if kind == "http" else {}
-    agent = Agent(make_config(target, kind=kind, server=server, environ={}, **options), Printing())
+    agent = Agent(make_config(target, kind=kind, server=server, wait=True, environ={}, **options), Printing())
     calm()
     tell_on_signal(lambda: asdict(agent.counters))
     agent.start()

@@ -1,7 +1,7 @@
 """The status block at the bottom of a terminal: its lines, and how they get there and away again.
 
 The cursor waits at the block's first character, not below the block. So a terminal that is resized takes it
-along with that line, however it wraps the others, and "erase from here on" removes the block and nothing else.
+along with that line, however it wraps the others, and "erase from here on" removes the block, nothing else.
 """
 
 from __future__ import annotations
