@@ -278,8 +278,10 @@ def test_a_session_that_joins_serves_visitors_beside_the_first(server: TunnelSer
         socks = [connect(server.proxy_port) for _ in range(2)]
         for sock in socks:
             sock.sendall(request("demo", "/", b"Connection: close"))
-        answer(first, b"one")
-        answer(second, b"two")
+        # Both have come before one is answered: the first session is free again then.
+        streams = [(client, client.next_request()[0]) for client in (first, second)]
+        for (client, stream), body in zip(streams, (b"one", b"two"), strict=True):
+            client.send(stream, respond(body, b"Connection: close"), end=True)
         assert {read_response(sock).body for sock in socks} == {b"one", b"two"}
         for sock in socks:
             sock.close()

@@ -177,6 +177,8 @@ def test_counting_leaves_no_greenlet_behind(log: logging.Logger) -> None:
 OPERATOR = {
     "client/command.py": "once, when it starts",
     "client/credentials.py": "once, when it starts",
+    "client/login.py": "once, by a command",
+    "client/servers.py": "once, when it starts",
     "client/ui.py": "each attempt to connect waits 2 s at least; what is rare there is asserted below",
     "server/auth.py": "when AUTH_FILE has changed",
     "server/certificates.py": "when TLS_DIR has changed",
@@ -187,6 +189,7 @@ OPERATOR = {
     "server/peers.py": "when DNS says something else, every 5 s at most",
     "server/pem.py": "when TLS_DIR has changed",
     "server/storage.py": "once, when it starts",
+    "server/strangers.py": "once for each of three kinds of addresses; what is rare there is a refusal",
     "server/tunnels.py": "when it starts, and when AUTH_FILE has changed",
     "server/worker.py": "when it starts and stops",
 }
