@@ -150,7 +150,7 @@ Options:
                                   blank: no TLS (none by default)
   --connection-tls USE            TLS on CONNECTION_PORT where TLS_DIR is set: accepted, beside plain
                                   clients, or required (default: accepted)
-  --http-redirect WHETHER         whether PROXY_PORT answers with a redirect to https, except for ACME
+  --http-redirect SWITCH          whether PROXY_PORT answers with a redirect to https, except for ACME
                                   challenges (default: off)
   --tcp-ports RANGE               ports that TCP tunnels get (default: 20000-60000)
   --tcp-listen SWITCH             whether tunnels of type tcp listen on their port; off: only

@@ -12,9 +12,9 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, TypeVar
 
 from .. import files
 from ..errors import UsageError
@@ -26,12 +26,14 @@ if sys.platform != "win32":
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 TOKEN_VARIABLE: Final = "TINYTUN_TOKEN"
 
 FILE: Final = "tokens.json"
 
 MOST_BYTES: Final = 1 << 20
-"""Bytes read of the file with the tokens of all servers: some hundreds of the longest."""
+"""Bytes read of a file of settings: the tokens of some hundreds of servers, or the paths of thousands."""
 
 PLAIN: Final = (
     "is not reached by TLS: whoever is on the way could read the token; "
@@ -101,24 +103,9 @@ class Logins:
             return found
 
     def _load(self, *, strict: bool = False) -> dict[str, str]:
-        """What is kept; a file that makes no sense is told to the log, and as good as none.
-
-        With ``strict`` it raises UsageError: nothing that may still be of use is written over.
-        """
-        try:
-            with open(self.path, "rb") as stream:
-                warn_if_open(stream.fileno(), self.path)
-                return parse_logins(stream.read(MOST_BYTES + 1))
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except OSError as error:
-            reason = error.strerror or str(error)
-        except ValueError as error:
-            reason = str(error)
-        if strict:
-            raise UsageError(f"{self.path}: {reason}; remove it to begin anew")
-        log.warning("%s: %s; the tokens in it are not used", self.path, reason)
-        return {}
+        with contextlib.suppress(OSError), open(self.path, "rb") as stream:
+            warn_if_open(stream.fileno(), self.path)
+        return read_kept(self.path, parse_logins, {}, "the tokens", strict=strict)
 
     def _save(self, tokens: dict[str, str]) -> None:
         """All at once or not at all; without tokens there is no file."""
@@ -157,6 +144,29 @@ def one_at_a_time(path: str) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+
+def read_kept(
+    path: str, parse: Callable[[bytes], T], nothing: T, what: str, *, strict: bool = False
+) -> T:
+    """Reads a file of the user's settings; one that makes no sense is told to the log, and is ``nothing``.
+
+    ``parse`` gets one byte more than :data:`MOST_BYTES` at most, and raises ValueError. ``what`` is in it,
+    in words. With ``strict`` it raises UsageError instead: nothing that may still be of use is written over.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return parse(stream.read(MOST_BYTES + 1))
+    except (FileNotFoundError, NotADirectoryError):
+        return nothing
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:
+        reason = str(error)
+    if strict:
+        raise UsageError(f"{path}: {reason}; remove it to begin anew")
+    log.warning("%s: %s; %s in it are not used", path, reason, what)
+    return nothing
 
 
 def parse_logins(data: bytes) -> dict[str, str]:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from .. import files
 from ..errors import UsageError
 from .address import bracketed, split_host_port
-from .credentials import config_directory, one_at_a_time
+from .credentials import MOST_BYTES, config_directory, one_at_a_time, read_kept
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +24,6 @@ CONNECTION_PORT: Final = 5554
 """Where a server listens for clients unless told otherwise (CONNECTION_PORT)."""
 
 FILE: Final = "servers.json"
-
-MOST_BYTES: Final = 1 << 20
-"""Bytes read of the file: a URL, and the paths of some thousands of servers' certificates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,23 +139,8 @@ class KeptServers:
             return was
 
     def load(self, *, strict: bool = False) -> Kept:
-        """What is kept; a file that makes no sense is told to the log, and as good as none.
-
-        With ``strict`` it raises UsageError: nothing that may still be of use is written over.
-        """
-        try:
-            with open(self.path, "rb") as stream:
-                return parse_kept(stream.read(MOST_BYTES + 1))
-        except (FileNotFoundError, NotADirectoryError):
-            return Kept()
-        except OSError as error:
-            reason = error.strerror or str(error)
-        except ValueError as error:
-            reason = str(error)
-        if strict:
-            raise UsageError(f"{self.path}: {reason}; remove it to begin anew")
-        log.warning("%s: %s; the server in it is not used", self.path, reason)
-        return Kept()
+        """What is kept; see :func:`read_kept`."""
+        return read_kept(self.path, parse_kept, Kept(), "the servers", strict=strict)
 
     def _save(self, kept: Kept) -> None:
         """All at once or not at all; without anything to keep there is no file."""

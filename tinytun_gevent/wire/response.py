@@ -64,14 +64,11 @@ def parse_response_head(
     if len(head) > limits.bytes:
         raise rules.response_too_large(limits.bytes)
     try:
-        minor, status, reason = _status_line(head[: head.find(b"\r\n")])
-        raw = rules.read_fields(HttpResponseParser, head, limits.fields, 502)
+        (minor, status, reason), raw = _read_lines(head, limits.fields)
     except MessageError:
         if head.count(b"\n") == head.count(b"\r\n"):
             raise
-        head = _BARE_LF.sub(b"\r\n", head)
-        minor, status, reason = _status_line(head[: head.find(b"\r\n")])
-        raw = rules.read_fields(HttpResponseParser, head, limits.fields, 502)
+        (minor, status, reason), raw = _read_lines(_BARE_LF.sub(b"\r\n", head), limits.fields)
     if status == 101 and not upgrade_asked:
         raise MessageError("the service switched protocols without being asked", 502)
     fields, noted = rules.sort_fields(raw, _RESPONSE_KINDS)
@@ -106,6 +103,12 @@ def parse_response_head(
         _WITHHELD | options.named if options.named else _WITHHELD,
         parse_keep_alive(noted[b"keep-alive"]) if b"keep-alive" in noted else None,
     )
+
+
+def _read_lines(head: bytes, most: int) -> tuple[tuple[int, int, bytes], Fields]:
+    """Return the parts of the status line, and the fields; every line must end in CRLF."""
+    start = _status_line(head[: head.find(b"\r\n")])
+    return start, rules.read_fields(HttpResponseParser, head, most, 502)
 
 
 @lru_cache(maxsize=256)
