@@ -11,9 +11,8 @@ from ..errors import HandshakeError, RefusedError, TryLaterError, UnreachableErr
 from ..wire.handshake import MAX_HEAD, Refusal, build_check, parse_reply
 from .config import ClientConfig
 from .dial import HopelessError, dial_server, read_head
-from .opening import ANSWER_TIMEOUT, wrong_door
+from .opening import ANSWER_TIMEOUT, port_hint, wrong_door
 from .reasons import Reason, read_reason
-from .servers import CONNECTION_PORT
 from .text import clean, unclutter
 
 NOTHING: Final = "nothing was kept"
@@ -44,8 +43,8 @@ def check_with_server(config: ClientConfig) -> str:
         raise TryLaterError(text, status, refusal.retry_after)
     if status == 403:
         raise RefusedError(text, status)
-    hint = "" if config.server.port == CONNECTION_PORT else f"; the usual port is {CONNECTION_PORT}"
-    return f"{server} does not say whether the token is valid (it answered {status}){hint}"
+    text = f"{server} does not say whether the token is valid (it answered {status})"
+    return text + port_hint(server)
 
 
 def _ask(config: ClientConfig) -> tuple[Refusal, Reason]:

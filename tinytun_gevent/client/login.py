@@ -25,10 +25,6 @@ def login(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> int:
     The server is asked whether it takes that before it is kept. Returns the exit code; raises UsageError,
     RefusedError and UnreachableError.
     """
-    if arguments["--token"] is not None or arguments["--token-file"] is not None:
-        raise UsageError(
-            "login asks for the token, or reads it from standard input if that is no terminal"
-        )
     directory, choice = _directory(environ), choose_server(arguments["--server"], environ)
     choice.tell()
     server = choice.address.authority

@@ -101,8 +101,13 @@ def refusal_error(
 
 def wrong_door(authority: str, status: int) -> str:
     """What to say of a port whose answer is no tunnel server's."""
-    hint = "" if authority.endswith(f":{CONNECTION_PORT}") else f"; the usual port is {CONNECTION_PORT}"
-    return f"{authority} is no tunnel server's connection port (it answered {status}){hint}"
+    text = f"{authority} is no tunnel server's connection port (it answered {status})"
+    return text + port_hint(authority)
+
+
+def port_hint(authority: str) -> str:
+    """Which port most servers have, where ``authority`` has another one."""
+    return "" if authority.endswith(f":{CONNECTION_PORT}") else f"; the usual port is {CONNECTION_PORT}"
 
 
 def _hint(status: int, authority: str, has_token: bool) -> str:
